@@ -1,0 +1,1 @@
+"""Sense: where numbers come from, and the store that keeps them."""

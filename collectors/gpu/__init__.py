@@ -1,0 +1,1 @@
+"""GPUs: NVML, and a simulated one where there is none."""

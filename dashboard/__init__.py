@@ -1,0 +1,1 @@
+"""See: Streamlit pages over the stores."""

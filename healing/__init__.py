@@ -1,0 +1,1 @@
+"""Act: plan, guard, ledger, execute, verify."""

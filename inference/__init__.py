@@ -1,0 +1,1 @@
+"""The bundled inference service; it imports nothing of the rest."""

@@ -1,0 +1,1 @@
+"""Tell: alerts and scheduled reports."""
