@@ -1,0 +1,1 @@
+"""Detection: which series are not normal now."""

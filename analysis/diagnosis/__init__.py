@@ -1,0 +1,1 @@
+"""Diagnosis: which cause explains what is seen, with evidence for and against."""
