@@ -188,23 +188,38 @@ class Journal:
         incident_id: str | None = None,
         actor: str = "galen",
         data: Mapping[str, Any] | None = None,
+        connection: sa.Connection | None = None,
     ) -> Event:
-        """Append one event to the chain and return it."""
-        with self.engine.begin() as connection:
-            newest = sa.select(_events.c.seq, _events.c.hash).order_by(_events.c.seq.desc())
-            last = connection.execute(newest.limit(1)).one_or_none()
-            content: dict[str, Any] = {
-                "seq": 1 if last is None else last.seq + 1,
-                "time_seconds": float(time_seconds),
-                "kind": kind.value,
-                "incident_id": incident_id,
-                "actor": actor,
-                "summary": summary,
-                "data": json.dumps(dict(data or {}), sort_keys=True, default=str),
-                "previous_hash": _GENESIS if last is None else last.hash,
-            }
-            content["hash"] = _digest(content)
-            connection.execute(sa.insert(_events).values(**content))
+        """Append one event to the chain and return it.
+
+        With ``connection`` the event joins a transaction that the caller has begun on this journal's
+        engine, so that a change and the event that tells of it are written together or not at all.
+        """
+        if connection is None:
+            with self.engine.begin() as own:
+                return self.append(
+                    kind,
+                    time_seconds=time_seconds,
+                    summary=summary,
+                    incident_id=incident_id,
+                    actor=actor,
+                    data=data,
+                    connection=own,
+                )
+        newest = sa.select(_events.c.seq, _events.c.hash).order_by(_events.c.seq.desc())
+        last = connection.execute(newest.limit(1)).one_or_none()
+        content: dict[str, Any] = {
+            "seq": 1 if last is None else last.seq + 1,
+            "time_seconds": float(time_seconds),
+            "kind": kind.value,
+            "incident_id": incident_id,
+            "actor": actor,
+            "summary": summary,
+            "data": json.dumps(dict(data or {}), sort_keys=True, default=str),
+            "previous_hash": _GENESIS if last is None else last.hash,
+        }
+        content["hash"] = _digest(content)
+        connection.execute(sa.insert(_events).values(**content))
         return _event(content)
 
     def events(

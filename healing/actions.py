@@ -69,9 +69,17 @@ class Action(BaseModel):
     """Why it is in this state, in words."""
     risk: str = "low"
     reversible: bool = True
+    attempt: int = Field(default=1, ge=1)
+    """Which try of this remedy in this incident."""
+    temporary: bool = False
+    """Whether it is taken back once the incident has stayed clear."""
+    undo: Mapping[str, Any] = {}
+    """What restores the state before it; written before it is done, empty where nothing can."""
     idempotency_key: str
     created_seconds: float
     updated_seconds: float
+    started_seconds: float | None = None
+    """When its intent was written; from then on it may have had an effect."""
     executed_seconds: float | None = None
     finished_seconds: float | None = None
     actor: str = "galen"
