@@ -1,0 +1,233 @@
+"""Acts on GPUs: power limits and resets, of a simulated GPU or through ``nvidia-smi``."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from collectors.contract import Support
+from collectors.entities import ancestors
+from healing.errors import ExecutionError
+from healing.executors.contract import Command, ExecutionResult, Outcome
+
+# A limit that comes back within this of what was asked is that limit: drivers round.
+_TOLERANCE_WATTS = 1.0
+_KILL_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class PowerLimits:
+    """The power limit of a GPU and the range that it may take, in watts."""
+
+    limit_watts: float
+    default_watts: float
+    minimum_watts: float
+    maximum_watts: float
+
+
+class GpuControl(Protocol):
+    """What can be changed on one GPU. Each call ends within its deadline."""
+
+    def power_limits(self, deadline_seconds: float) -> PowerLimits:
+        """Read the limits.
+
+        Raises:
+            ExecutionError: when they cannot be read.
+        """
+
+    def set_power_limit(self, watts: float, deadline_seconds: float) -> None:
+        """Set the limit.
+
+        Raises:
+            ExecutionError: when it was refused.
+            TimeoutError: when there was no answer in time.
+        """
+
+    def reset(self, deadline_seconds: float) -> None:
+        """Reset the device.
+
+        Raises:
+            ExecutionError: when it was refused.
+            TimeoutError: when there was no answer in time.
+        """
+
+
+class GpuExecutor:
+    """Sets power limits and resets GPUs, each through its own control."""
+
+    name = "gpu"
+    operations = frozenset({"lower_power_limit", "restore_power_limit", "reset_gpu"})
+
+    def __init__(self, controls: Mapping[str, GpuControl]) -> None:
+        self._controls = dict(controls)
+
+    @property
+    def entities(self) -> Sequence[str]:
+        """The GPUs that it holds a control of."""
+        return tuple(self._controls)
+
+    def is_supported(self) -> Support:
+        """Say whether there is a GPU to act on."""
+        if self._controls:
+            return Support(supported=True)
+        return Support(
+            supported=False,
+            reason="no GPU on this machine can be acted on",
+            fix="Run the watch loop on the machine of the GPU, with the rights to set power limits.",
+        )
+
+    def controls(self, entity: str) -> str | None:
+        """Return the GPU that an entity is or belongs to."""
+        return next((e for e in (entity, *ancestors(entity)) if e in self._controls), None)
+
+    def snapshot(self, command: Command, deadline_seconds: float) -> Mapping[str, Any]:
+        """Read the present power limit.
+
+        Raises:
+            ExecutionError: when it cannot be read.
+        """
+        if command.operation == "reset_gpu":
+            return {}
+        try:
+            limits = self._control(command).power_limits(deadline_seconds)
+        except TimeoutError as error:
+            raise ExecutionError(str(error), retryable=True) from error
+        return {"power_limit_watts": limits.limit_watts}
+
+    def execute(self, command: Command, deadline_seconds: float) -> ExecutionResult:
+        """Set the limit or reset the device."""
+
+        def act() -> ExecutionResult:
+            control = self._control(command)
+            if command.operation == "reset_gpu":
+                control.reset(deadline_seconds)
+                return ExecutionResult(Outcome.DONE)
+            limits = control.power_limits(deadline_seconds)
+            wanted = _wanted_watts(command, limits)
+            lowers = command.operation == "lower_power_limit"
+            there = abs(wanted - limits.limit_watts) <= _TOLERANCE_WATTS
+            if there or (lowers and limits.limit_watts < wanted):
+                return ExecutionResult(
+                    Outcome.NOT_DONE, f"the power limit is {limits.limit_watts:.0f} W already"
+                )
+            control.set_power_limit(wanted, deadline_seconds)
+            return ExecutionResult(Outcome.DONE, f"power limit {wanted:.0f} W")
+
+        return _attempt(act)
+
+    def undo(
+        self, command: Command, undo: Mapping[str, Any], deadline_seconds: float
+    ) -> ExecutionResult:
+        """Restore the limit from before, unless somebody has changed it since the command."""
+
+        def act() -> ExecutionResult:
+            if "power_limit_watts" not in undo:
+                raise ExecutionError(f"{command.operation} cannot be taken back")
+            control = self._control(command)
+            limits = control.power_limits(deadline_seconds)
+            if abs(limits.limit_watts - _wanted_watts(command, limits)) > _TOLERANCE_WATTS:
+                return ExecutionResult(
+                    Outcome.DONE, "somebody has changed it since; it was left as it is"
+                )
+            control.set_power_limit(float(undo["power_limit_watts"]), deadline_seconds)
+            return ExecutionResult(Outcome.DONE)
+
+        return _attempt(act)
+
+    def close(self) -> None:
+        """Do nothing: controls hold nothing open."""
+
+    def _control(self, command: Command) -> GpuControl:
+        entity = self.controls(command.entity)
+        if entity is None:
+            raise ExecutionError(f"{command.entity} is no GPU that can be acted on")
+        return self._controls[entity]
+
+
+def _wanted_watts(command: Command, limits: PowerLimits) -> float:
+    if command.operation == "restore_power_limit":
+        return limits.default_watts
+    # A share of the default, not of the present limit: done twice it is the same limit.
+    wanted = limits.default_watts * float(command.parameters["share"])
+    return min(max(wanted, limits.minimum_watts), limits.maximum_watts)
+
+
+def _attempt(act: Callable[[], ExecutionResult]) -> ExecutionResult:
+    try:
+        return act()
+    except ExecutionError as error:
+        return ExecutionResult(Outcome.NOT_DONE, f"{error} {error.fix}".strip())
+    except TimeoutError as error:
+        return ExecutionResult(Outcome.UNKNOWN, str(error))
+
+
+Run = Callable[[Sequence[str], float], str]
+"""Runs a program within a deadline in seconds and returns what it printed."""
+
+
+class NvidiaSmiControl:
+    """A GPU of this machine through ``nvidia-smi``.
+
+    NVML calls can hang in the driver for good, and a thread that hangs cannot be ended; a child
+    process can be given up. Setting a limit needs root.
+    """
+
+    _QUERY = "power.limit,power.default_limit,power.min_limit,power.max_limit"
+
+    def __init__(self, gpu: str, *, run: Run | None = None) -> None:
+        """Act on ``gpu``: its UUID, PCI bus id or index."""
+        self._gpu = gpu
+        self._run = run or run_program
+
+    def power_limits(self, deadline_seconds: float) -> PowerLimits:
+        """Ask for the four limits."""
+        printed = self._run(
+            ["nvidia-smi", "-i", self._gpu, f"--query-gpu={self._QUERY}",
+             "--format=csv,noheader,nounits"],
+            deadline_seconds,
+        )  # fmt: skip
+        try:
+            limit, default, minimum, maximum = (float(field) for field in printed.split(","))
+        except ValueError as error:
+            raise ExecutionError(
+                f"GPU {self._gpu} does not tell its power limits: {printed.strip()[:80]!r}"
+            ) from error
+        return PowerLimits(limit, default, minimum, maximum)
+
+    def set_power_limit(self, watts: float, deadline_seconds: float) -> None:
+        """Set the limit."""
+        self._run(["nvidia-smi", "-i", self._gpu, f"--power-limit={watts:.0f}"], deadline_seconds)
+
+    def reset(self, deadline_seconds: float) -> None:
+        """Reset the device; the driver refuses while a process uses it."""
+        self._run(["nvidia-smi", "-i", self._gpu, "--gpu-reset"], deadline_seconds)
+
+
+def run_program(arguments: Sequence[str], deadline_seconds: float) -> str:
+    """Run a program and return its output.
+
+    Raises:
+        ExecutionError: when it is missing or ends with an error.
+        TimeoutError: when it does not end in time; it is killed, and not waited for if that fails.
+    """
+    try:
+        child = subprocess.Popen(  # noqa: S603 - fixed program, arguments are not parsed by a shell
+            list(arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+    except OSError as error:
+        raise ExecutionError(f"{arguments[0]} cannot be run: {error}") from error
+    try:
+        printed, _ = child.communicate(timeout=deadline_seconds)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        # One that hangs in the driver cannot be killed; waiting longer would hang this thread too.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.communicate(timeout=_KILL_SECONDS)
+        raise TimeoutError(f"{arguments[0]} gave no answer in {deadline_seconds:.0f} s") from None
+    if child.returncode != 0:
+        words = " ".join(printed[:300].split())
+        raise ExecutionError(f"{' '.join(arguments)} failed: {words}")
+    return printed
