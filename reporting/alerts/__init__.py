@@ -1,0 +1,1 @@
+"""Alerts: from journal events through routing and the outbox to people."""
