@@ -72,6 +72,8 @@ class EventKind(StrEnum):
     ACTION_ROLLED_BACK = "action_rolled_back"
     ACTION_UNDONE = "action_undone"
     ESCALATED = "escalated"
+    HEALING_STOPPED = "healing_stopped"
+    HEALING_ALLOWED = "healing_allowed"
     NOTIFICATION_SENT = "notification_sent"
     NOTIFICATION_FAILED = "notification_failed"
     REPORT_WRITTEN = "report_written"
