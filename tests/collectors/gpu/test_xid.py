@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from collectors.gpu.xid import (
+    RecommendedAction,
+    Severity,
+    XidReport,
+    XidSource,
+    describe_xid,
+    parse_log_line,
+    xid_catalogue,
+)
+
+
+def test_a_report_with_a_process() -> None:
+    assert parse_log_line(
+        "[103859.498995] NVRM: Xid (PCI:0002:00:00): 13, pid=2519562, name=python3, "
+        "Graphics Exception: ChID 000c, Class 0000cbc0"
+    ) == XidReport(
+        source=XidSource.GPU,
+        code=13,
+        pci="0002:00:00",
+        process_id=2519562,
+        process_name="python3",
+        message="Graphics Exception: ChID 000c, Class 0000cbc0",
+    )
+
+
+def test_an_unknown_process_is_none() -> None:
+    report = parse_log_line(
+        "NVRM: Xid (PCI:0000:05:00): 79, pid='<unknown>', name=<unknown>, GPU has fallen off the bus."
+    )
+    assert report is not None
+    assert (report.code, report.process_id, report.process_name) == (79, None, "")
+    assert report.message == "GPU has fallen off the bus."
+
+
+def test_a_switch_reports_an_sxid() -> None:
+    report = parse_log_line(
+        "nvidia-nvswitch0: SXid (PCI:0000:C3:00.0): 24007, Fatal, Link 28 sourcetrack timeout error"
+    )
+    assert report is not None
+    assert (report.source, report.code, report.pci) == (XidSource.NVSWITCH, 24007, "0000:c3:00.0")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "NVRM: Xid (invalid): some error",
+        "NVRM: Xid (PCI:0000:66:00): abc, pid=2280636",
+        "NVRM: GPU 0000:18:00.0: GPU has fallen off the bus.",
+        "usb 1-1: new high-speed USB device number 79",
+    ],
+)
+def test_other_lines_report_nothing(line: str) -> None:
+    assert parse_log_line(line) is None
+
+
+def test_every_collected_log_line(facts: Path) -> None:
+    with (facts / "xid_log_lines.tsv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    assert len(rows) > 200
+    for row in rows:
+        report = parse_log_line(row["line"])
+        assert str(report.code if report else "") == row["xid"], row["line"]
+
+
+@given(st.text())
+def test_any_text_is_safe(text: str) -> None:
+    assert parse_log_line(text) is None
+    parse_log_line(f"NVRM: Xid (PCI:0000:05:00): 79{text}")
+
+
+def test_the_catalogue_agrees_with_the_table_of_facts(facts: Path) -> None:
+    with (facts / "xid_catalogue.csv").open(encoding="utf-8", newline="") as file:
+        rows = {int(row["xid"]): row for row in csv.DictReader(file)}
+    assert set(rows) == set(xid_catalogue())
+    for code, known in xid_catalogue().items():
+        assert known.severity == rows[code]["severity"]
+        assert known.action == rows[code]["recommended_action"]
+
+
+def test_codes_that_all_sources_call_fatal() -> None:
+    for code in (48, 79, 119, 120):
+        assert describe_xid(code).severity in {Severity.CRITICAL, Severity.FATAL}
+    assert describe_xid(31).action is RecommendedAction.RESTART_APP
+    assert describe_xid(99999).action is RecommendedAction.CONTACT_SUPPORT
