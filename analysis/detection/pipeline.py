@@ -1,0 +1,416 @@
+"""The detection pipeline: one tick of values in, the state of every series and the anomalies out.
+
+Two channels lead to an anomaly. The hard channel holds what needs no statistics of the value: limits,
+absence, drops to zero and leaks. The statistical channel holds the baseline, which votes of the
+multivariate detectors can lift but never replace. Each channel has its own alert policy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.detection.absence import Absence, DropToZero
+from analysis.detection.alert_policy import AlertPolicy
+from analysis.detection.columns import Columns
+from analysis.detection.contract import Detections, Detector, FloatArray, Scores
+from analysis.detection.forest import ForestVote
+from analysis.detection.limits import LimitRule, Limits
+from analysis.detection.mahalanobis import MahalanobisVote
+from analysis.detection.profiles import SeriesProfiles
+from analysis.detection.seasonal import SeasonalBaseline
+from analysis.detection.seasonal_fit import SeasonalShape
+from analysis.detection.settings import DetectionSettings
+from analysis.detection.state_file import DetectionStateError, read_state, write_state
+from analysis.detection.states import (
+    ABSENT,
+    DIRECTIONS,
+    DOWN,
+    EVENT,
+    NORMAL,
+    UP,
+    States,
+    TickArrays,
+)
+from analysis.detection.trend import Trend
+from analysis.findings import Anomaly
+from analysis.history import History
+from collectors.contract import SeriesKey
+from collectors.signals import unit_of
+
+_LEADERS = ("baseline", "limit", "absence", "drop_to_zero", "trend")
+"""Detectors whose score can be that of a series; the order breaks ties."""
+_NAMES = (*_LEADERS, "mahalanobis", "forest")
+_HELD = ("observed", "expected", "low", "high", "score", "direction", "detectors")
+
+
+class DetectionPipeline:
+    """Runs all detectors over each tick. Not thread-safe: one loop calls it."""
+
+    def __init__(
+        self,
+        settings: DetectionSettings,
+        history: History,
+        *,
+        executor: Executor | None = None,
+        limits: Mapping[str, LimitRule] | None = None,
+    ) -> None:
+        """Start without a baseline.
+
+        Args:
+            settings: of detection.
+            history: where names and labels of the series come from; only read.
+            executor: where forests are fitted; by default one thread of its own.
+            limits: rules by signal in place of the bundled ones.
+        """
+        self._settings = settings
+        self._history = history
+        self._limit_rules = limits
+        self._own_executor = ThreadPoolExecutor(1, "forest-fit") if executor is None else None
+        self._executor = executor or self._own_executor
+        self._keys: list[SeriesKey] = []
+        self._index: dict[SeriesKey, int] = {}
+        self._place: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+        self._build()
+
+    def _build(self) -> None:
+        own = self._settings
+        self._profiles = SeriesProfiles()
+        self._baseline = SeasonalBaseline(own.baseline)
+        self._limits = Limits(self._limit_rules)
+        self._absence = Absence(own.absence)
+        self._leaders: tuple[Detector, ...] = (
+            self._baseline,
+            self._limits,
+            self._absence,
+            DropToZero(own.drop),
+            Trend(own.trend),
+        )
+        self._votes: list[Detector] = []
+        if own.covariance.enabled:
+            self._votes.append(MahalanobisVote(own.covariance))
+        if own.forest.enabled and self._executor is not None:
+            largest = own.covariance.largest_entity
+            self._votes.append(ForestVote(own.forest, self._executor, largest=largest))
+        self._statistical = AlertPolicy(own.alerts)
+        self._hard = AlertPolicy(own.alerts)
+        self._seen = Columns(value=np.nan, seconds=np.nan, previous=np.nan, score=0.0)
+        self._held = Columns(
+            observed=np.nan,
+            expected=np.nan,
+            low=np.nan,
+            high=np.nan,
+            score=0.0,
+            direction=NORMAL,
+            detectors=0,
+        )
+
+    @property
+    def realised_tail_rate(self) -> Mapping[SeriesKey, float]:
+        """The share of normal values of each series whose baseline score was above 1."""
+        rates = self._baseline.tail.realised_rate()
+        return {key: float(rates[column]) for key, column in self._index.items()}
+
+    def tick(self, now_seconds: float, row: FloatArray) -> Detections:
+        """Score one tick.
+
+        Args:
+            now_seconds: the time of the tick, later than that of the call before.
+            row: ``[series]`` as :meth:`History.append` returned it.
+        """
+        values = self._align(row)
+        given = np.isfinite(values)
+        increments = self._note(now_seconds, values, given)
+        learn = ~(self._statistical.deviating | self._hard.active)
+        leaders = [
+            detector.score(now_seconds, self._input_of(detector, values, increments), learn)
+            for detector in self._leaders
+        ]
+        votes = [detector.score(now_seconds, increments, learn) for detector in self._votes]
+        age = now_seconds - self._seen["seconds"]
+        stale = age > self._absence.age_of_observation
+        self._lift(leaders, votes)
+        direction = self._direction_of_baseline(leaders[0], increments)
+        self._update_policies(now_seconds, leaders, direction, given, stale, age)
+        arrays = self._fuse(leaders, votes, direction, given, stale, age)
+        anomalies = self._anomalies(now_seconds, arrays)
+        self._absorb(now_seconds)
+        return Detections(now_seconds, anomalies, States(self._index, arrays, _NAMES))
+
+    def adopt_shapes(self, shapes: Mapping[SeriesKey, SeasonalShape]) -> None:
+        """Use seasonal shapes that were fitted on stored history."""
+        self._grow([key for key in shapes if key not in self._index])
+        for key, shape in shapes.items():
+            self._baseline.adopt(self._index[key], shape)
+
+    def save(self, path: Path) -> None:
+        """Write everything that has to be kept over a restart, atomically."""
+        write_state(path, self._keys, {name: part.state() for name, part in self._parts().items()})
+
+    def load(self, path: Path) -> bool:
+        """Take up a saved state; return False where there is no file.
+
+        Raises:
+            DetectionStateError: when the file is damaged, of another version or does not fit the
+                settings; detection then starts without a baseline.
+        """
+        if not path.exists():
+            return False
+        keys, parts = read_state(path)
+        self._keys, self._index = [], {}
+        self._place = np.empty(0, dtype=np.int64)
+        self._build()
+        self._grow(keys)
+        try:
+            for name, part in self._parts().items():
+                part.restore(parts.get(name, {}))
+        except ValueError as error:
+            self._keys, self._index = [], {}
+            self._build()
+            raise DetectionStateError(
+                f"{path}: part {name!r} does not fit: {error}; remove the file to start anew"
+            ) from error
+        return True
+
+    def close(self) -> None:
+        """Stop the thread that fits forests."""
+        if self._own_executor is not None:
+            self._own_executor.shutdown(wait=False, cancel_futures=True)
+
+    def _parts(self) -> dict[str, Detector | AlertPolicy | Columns]:
+        detectors = {detector.name: detector for detector in (*self._leaders, *self._votes)}
+        return {
+            **detectors,
+            "statistical_policy": self._statistical,
+            "hard_policy": self._hard,
+            "seen": self._seen,
+            "held": self._held,
+        }
+
+    def _align(self, row: FloatArray) -> FloatArray:
+        """Bring a row of the history into the columns of the detectors, which may be older."""
+        if len(row) > len(self._place):
+            keys = self._history.keys[: len(row)]
+            self._grow([key for key in keys if key not in self._index])
+            self._place = np.array([self._index[key] for key in keys], dtype=np.int64)
+        values = np.full(len(self._keys), np.nan)
+        values[self._place[: len(row)]] = row
+        values[np.isinf(values)] = np.nan
+        return values
+
+    def _grow(self, keys: Sequence[SeriesKey]) -> None:
+        if not keys:
+            return
+        for key in keys:
+            self._index[key] = len(self._keys)
+            self._keys.append(key)
+        self._profiles.grow(keys)
+        for detector in (*self._leaders, *self._votes):
+            detector.grow(keys)
+        for sized in (self._statistical, self._hard, self._seen, self._held):
+            sized.grow(len(keys))
+
+    def _note(self, now_seconds: float, values: FloatArray, given: NDArray[np.bool_]) -> FloatArray:
+        """Remember the newest values; return them with counters as increases since the last."""
+        seen = self._seen
+        increase = values - seen["value"]
+        # A counter that fell was reset: what it counted since is unknown, and no deviation.
+        increase = np.where(increase < 0, 0.0, increase)
+        result = np.where(self._profiles["counter"], increase, values)
+        seen["value"][given] = values[given]
+        seen["seconds"][given] = now_seconds
+        return np.asarray(result)
+
+    def _input_of(
+        self, detector: Detector, values: FloatArray, increments: FloatArray
+    ) -> FloatArray:
+        return increments if detector is self._baseline else values
+
+    def _lift(self, leaders: list[Scores], votes: Sequence[Scores]) -> None:
+        """Raise the baseline score of series that lead a vote above 1."""
+        if not votes:
+            return
+        lead = np.zeros(len(self._keys), dtype=bool)
+        for vote in votes:
+            lead |= np.nan_to_num(vote.score) > 1.0
+        baseline = leaders[0]
+        lifted = np.where(lead, self._settings.vote_lift * baseline.score, baseline.score)
+        leaders[0] = Scores(lifted, baseline.expected, baseline.low, baseline.high)
+
+    def _direction_of_baseline(self, baseline: Scores, values: FloatArray) -> NDArray[np.int8]:
+        direction = np.where(values > baseline.expected, UP, DOWN).astype(np.int8)
+        return np.where(np.isfinite(values - baseline.expected), direction, NORMAL).astype(np.int8)
+
+    def _update_policies(
+        self,
+        now_seconds: float,
+        leaders: Sequence[Scores],
+        direction: NDArray[np.int8],
+        given: NDArray[np.bool_],
+        stale: NDArray[np.bool_],
+        age: FloatArray,
+    ) -> None:
+        profiles = self._profiles
+        bad = (profiles["bad_up"] & (direction == UP)) | (
+            profiles["bad_down"] & (direction == DOWN)
+        )
+        statistical = np.where(bad, leaders[0].score, np.where(given, 0.0, np.nan))
+        # What a series no longer says neither raises nor holds an anomaly of its value.
+        statistical = np.where(stale & ~given, 0.0, statistical)
+        self._statistical.update(
+            now_seconds,
+            statistical,
+            minimum_values=profiles["minimum_values"],
+            minimum_seconds=profiles["minimum_seconds"],
+            hold_seconds=0.0,
+        )
+        _, limit, absence, drop, trend = (scores.score for scores in leaders)
+        # An old absence is a series that is gone, not news.
+        silent = ~profiles["conditional"] & (age <= self._settings.alerts.absorb_seconds)
+        absence = np.where(silent, absence, np.where(stale, 0.0, np.nan))
+        hard = np.fmax(np.fmax(limit, absence), np.fmax(drop, trend))
+        harmless = ~(profiles["bad_up"] | profiles["bad_down"])
+        values, seconds, hold = self._limits.durations
+        self._hard.update(
+            now_seconds,
+            np.where(harmless, np.nan, hard),
+            minimum_values=values,
+            minimum_seconds=seconds,
+            hold_seconds=hold,
+        )
+
+    def _fuse(
+        self,
+        leaders: Sequence[Scores],
+        votes: Sequence[Scores],
+        baseline_direction: NDArray[np.int8],
+        given: NDArray[np.bool_],
+        stale: NDArray[np.bool_],
+        age: FloatArray,
+    ) -> TickArrays:
+        count = len(self._keys)
+        columns = np.arange(count)
+        stacked = np.nan_to_num(np.vstack([scores.score for scores in leaders]), nan=-1.0)
+        leader = np.argmax(stacked, axis=0)
+        # Between the values of a slow series its last score stands.
+        fresh = given | stale | (stacked[2] > 1.0)
+        seen = self._seen
+        seen["score"][fresh] = np.maximum(stacked[leader, columns], 0.0)[fresh]
+        score = seen["score"].copy()
+        direction = self._directions(leader, baseline_direction, score)
+        active = self._statistical.active | self._hard.active
+        bounds = {
+            name: _led(leaders, leader, name, score > 1.0) for name in ("expected", "low", "high")
+        }
+        now = {
+            "observed": np.where(stale & ~given, np.nan, seen["value"]),
+            **bounds,
+            "score": score,
+            "direction": direction,
+            "detectors": _bits((*leaders, *votes)),
+        }
+        self._hold(now, (score > 1.0) & (fresh | active), active)
+        held = active & ((score <= 1.0) | self._profiles["event"])
+        shown = {name: np.where(held, self._held[name], now[name]) for name in _HELD}
+        shown["observed"] = np.where(
+            held & self._profiles["event"], self._held["observed"], now["observed"]
+        )
+        onset = np.fmin(self._statistical.onset_seconds, self._hard.onset_seconds)
+        return TickArrays(
+            observed=shown["observed"],
+            age_seconds=age,
+            expected=shown["expected"],
+            low=shown["low"],
+            high=shown["high"],
+            score=shown["score"],
+            direction=shown["direction"].astype(np.int8),
+            onset_seconds=onset,
+            active=active,
+            warmed_up=self._baseline.warmed_up,
+            detectors=shown["detectors"].astype(np.int64),
+        )
+
+    def _directions(
+        self,
+        leader: NDArray[np.int64],
+        of_baseline: NDArray[np.int8],
+        score: FloatArray,
+    ) -> NDArray[np.int64]:
+        below = self._seen["value"] < self._limits.below
+        by_leader = np.choose(
+            leader,
+            [of_baseline, np.where(below, DOWN, UP), np.full_like(leader, ABSENT), DOWN, UP],
+        )
+        by_leader = np.where(self._profiles["event"] & (leader == 1), EVENT, by_leader)
+        return np.where(score > 1.0, by_leader, NORMAL)
+
+    def _hold(
+        self,
+        now: Mapping[str, NDArray[np.generic]],
+        deviating: NDArray[np.bool_],
+        active: NDArray[np.bool_],
+    ) -> None:
+        """Keep what the newest deviating value looked like, for as long as its anomaly is held."""
+        held = self._held
+        for name in _HELD:
+            if name == "detectors":
+                before = np.where(active, held[name], 0)
+                held[name][deviating] = (before | now[name].astype(np.int64))[deviating]
+            else:
+                held[name][deviating] = now[name][deviating]
+
+    def _anomalies(self, now_seconds: float, arrays: TickArrays) -> tuple[Anomaly, ...]:
+        states = States(self._index, arrays, _NAMES)
+        found = []
+        for column in np.flatnonzero(arrays.active):
+            key = self._keys[column]
+            state = states[key]
+            onset = now_seconds if state.onset_seconds is None else state.onset_seconds
+            direction = DIRECTIONS[int(self._held["direction"][column])]
+            found.append(
+                Anomaly(
+                    entity=key.entity,
+                    signal=key.signal,
+                    unit=unit_of(key.signal),
+                    time_seconds=now_seconds,
+                    onset_seconds=onset,
+                    score=state.score,
+                    direction=direction,
+                    observed=state.observed,
+                    expected=state.expected,
+                    low=state.low,
+                    high=state.high,
+                    detectors=state.detectors,
+                    simulated=self._history.labels(key).get("simulated") == "true",
+                )
+            )
+        return tuple(found)
+
+    def _absorb(self, now_seconds: float) -> None:
+        """Take a level that has lasted for the new normal: it has been told of once."""
+        raised = self._statistical.raised_seconds
+        old = now_seconds - raised >= self._settings.alerts.absorb_seconds
+        if old.any():
+            self._baseline.rebase(old)
+            self._statistical.drop(old)
+
+
+def _led(
+    leaders: Sequence[Scores], leader: NDArray[np.int64], name: str, deviating: NDArray[np.bool_]
+) -> FloatArray:
+    """Return a bound of the leading detector where it deviates and has one, else the baseline's."""
+    stacked = np.vstack([getattr(scores, name) for scores in leaders])
+    chosen = stacked[leader, np.arange(stacked.shape[1])]
+    return np.asarray(np.where(deviating & np.isfinite(chosen), chosen, stacked[0]))
+
+
+def _bits(all_scores: Sequence[Scores]) -> NDArray[np.int64]:
+    """Return, for each series, a bit for every detector that scores above 1."""
+    bits = np.zeros(len(all_scores[0].score), dtype=np.int64)
+    for bit, scores in enumerate(all_scores):
+        bits |= (np.nan_to_num(scores.score) > 1.0).astype(np.int64) << bit
+    return bits

@@ -1,0 +1,172 @@
+"""What detection knows of a series before it has seen it: its signal's family, as arrays.
+
+Deviations are measured in one of two spaces. Durations, rates and counts act by multiplication, so
+they are compared as ``asinh(value / deadband)``, which is linear within the deadband and logarithmic
+above it. All others are compared as they are. The sensitivity of each family is in ``profiles.toml``.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.detection.columns import Columns
+from analysis.detection.contract import FloatArray
+from collectors.contract import SeriesKey
+from collectors.signals import Bad, Kind, Signal, catalogue
+
+_MULTIPLICATIVE_UNITS = frozenset(
+    {
+        "seconds",
+        "requests",
+        "requests/second",
+        "tokens/second",
+        "1/second",
+        "bytes/second",
+        "tokens",
+    }
+)
+_UNKNOWN_DEADBAND = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Sensitivity:
+    """How large and how long a deviation has to be before it can matter."""
+
+    family: str
+    log_factor: float
+    relative: float
+    deadbands: float
+    minimum_values: int
+    minimum_seconds: float
+    leak: bool = False
+    drop: bool = False
+
+
+@cache
+def _tables() -> tuple[Mapping[str, Mapping[str, float]], Mapping[str, Mapping[str, object]]]:
+    text = resources.files("analysis.detection").joinpath("profiles.toml").read_text("utf-8")
+    parsed = tomllib.loads(text)
+    return MappingProxyType(parsed["families"]), MappingProxyType(parsed["signals"])
+
+
+def sensitivity_of(signal: str) -> Sensitivity:
+    """Return the sensitivity of a signal; one that is listed nowhere has that of its layer."""
+    families, signals = _tables()
+    own = dict(signals.get(signal, {}))
+    known = catalogue().get(signal)
+    family = str(own.pop("family", "unknown" if known is None else "resource"))
+    return Sensitivity(**{"family": family, **families[family], **own})  # type: ignore[arg-type]
+
+
+def listed_signals() -> frozenset[str]:
+    """Return the signals that ``profiles.toml`` names."""
+    return frozenset(_tables()[1])
+
+
+def is_multiplicative(signal: Signal) -> bool:
+    """Say whether deviations of a signal are compared as factors."""
+    return signal.unit in _MULTIPLICATIVE_UNITS and signal.deadband > 0
+
+
+class SeriesProfiles:
+    """The profile of every series as arrays ``[series]``."""
+
+    def __init__(self) -> None:
+        self._columns = Columns(
+            multiplicative=False,
+            statistical=True,
+            counter=False,
+            event=False,
+            conditional=False,
+            follows_load=False,
+            leak=False,
+            drop=False,
+            bad_up=True,
+            bad_down=True,
+            deadband=_UNKNOWN_DEADBAND,
+            least=0.0,
+            log_floor=0.0,
+            relative=0.0,
+            minimum_values=3,
+            minimum_seconds=3.0,
+            lowest=-np.inf,
+            highest=np.inf,
+        )
+        self._keys: list[SeriesKey] = []
+
+    @property
+    def keys(self) -> Sequence[SeriesKey]:
+        """The series in column order."""
+        return self._keys
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        return self._columns[name]
+
+    def grow(self, keys: Sequence[SeriesKey]) -> None:
+        """Look up series that are new."""
+        start = len(self._keys)
+        self._keys.extend(keys)
+        self._columns.grow(len(keys))
+        for column, key in enumerate(keys, start=start):
+            self._describe(column, key.signal)
+
+    def forward(self, values: FloatArray) -> FloatArray:
+        """Take values ``[series]`` into the space in which deviations are measured."""
+        multiplicative = self._columns["multiplicative"]
+        deadband = self._columns["deadband"]
+        return np.where(multiplicative, np.arcsinh(values / deadband), values)
+
+    def inverse(self, positions: FloatArray) -> FloatArray:
+        """Bring positions back into the unit of the signal."""
+        multiplicative = self._columns["multiplicative"]
+        deadband = self._columns["deadband"]
+        inside = np.where(multiplicative, np.clip(positions, -60.0, 60.0), 0.0)
+        return np.where(multiplicative, np.sinh(inside) * deadband, positions)
+
+    def floor(self, level: FloatArray) -> FloatArray:
+        """Return the least threshold of each series around a level, in the measuring space."""
+        linear = np.maximum(self._columns["least"], self._columns["relative"] * np.abs(level))
+        return np.where(self._columns["multiplicative"], self._columns["log_floor"], linear)
+
+    def _describe(self, column: int, name: str) -> None:
+        columns = self._columns
+        own = sensitivity_of(name)
+        columns["relative"][column] = own.relative
+        columns["log_floor"][column] = np.log(own.log_factor)
+        columns["minimum_values"][column] = own.minimum_values
+        columns["minimum_seconds"][column] = own.minimum_seconds
+        columns["follows_load"][column] = own.family in {"load", "ambient"}
+        columns["leak"][column] = own.leak
+        columns["drop"][column] = own.drop
+        signal = catalogue().get(name)
+        if signal is None:
+            columns["least"][column] = _UNKNOWN_DEADBAND
+            return
+        columns["deadband"][column] = max(signal.deadband, _UNKNOWN_DEADBAND)
+        columns["least"][column] = own.deadbands * signal.deadband
+        columns["multiplicative"][column] = is_multiplicative(signal)
+        columns["counter"][column] = signal.kind is Kind.COUNTER
+        columns["event"][column] = signal.kind is Kind.EVENT
+        columns["statistical"][column] = signal.kind not in {Kind.EVENT, Kind.STATE}
+        columns["bad_up"][column] = signal.bad_direction in {Bad.UP, Bad.BOTH}
+        columns["bad_down"][column] = signal.bad_direction in {Bad.DOWN, Bad.BOTH}
+        # Means and shares over a window exist only while something happens: without traffic there
+        # is no latency, and its absence is no fault.
+        windowed = name.startswith(("llm_", "engine_", "dependency_")) and (
+            signal.kind in {Kind.HISTOGRAM, Kind.RATIO} or name.endswith(("_mean", "_step_seconds"))
+        )
+        columns["conditional"][column] = windowed or signal.kind is Kind.EVENT
+        columns["lowest"][column] = -np.inf if signal.low is None else signal.low
+        columns["highest"][column] = np.inf if signal.high is None else signal.high

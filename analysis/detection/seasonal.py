@@ -1,0 +1,208 @@
+"""The online robust baseline: level and spread of every series, with a seasonal shape where one holds.
+
+Direction: both. Warm-up: :attr:`BaselineSettings.warm_values` values; before that thresholds are
+multiplied by a caution that fades. It fails on faults that grow more slowly than the level follows
+(see :mod:`analysis.detection.trend`) and on those that move within the usual spread.
+
+Method: exponentially weighted location with Huber-clipped updates (Huber, "Robust Estimation of a
+Location Parameter", 1964; Gelper, Fried and Croux, "Robust forecasting with exponential and
+Holt-Winters smoothing", 2010) and an exponentially weighted mean absolute deviation. The seasonal
+shape, one number a phase, is fitted by :mod:`analysis.detection.seasonal_fit`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.detection.calibration import TailTracker
+from analysis.detection.columns import Columns
+from analysis.detection.contract import FloatArray, Scores
+from analysis.detection.profiles import SeriesProfiles
+from analysis.detection.seasonal_fit import SeasonalShape
+from analysis.detection.settings import BaselineSettings
+from collectors.contract import SeriesKey
+
+_SIGMA_PER_MEAN_DEVIATION = 1.2533
+"""sqrt(pi / 2): the standard deviation of a normal series over its mean absolute deviation."""
+_SHADOW_VALUES = 5.0
+"""Memory, in values, of the fast level that always learns; a re-based series continues from it."""
+_CLIP = 0.5
+"""Residuals are clipped to this share of the threshold before they move the level."""
+
+
+class SeasonalBaseline:
+    """Scores each value by its distance from its series' own level."""
+
+    name = "baseline"
+
+    def __init__(self, settings: BaselineSettings) -> None:
+        self._settings = settings
+        self._profiles = SeriesProfiles()
+        self._tail = TailTracker(settings.tail_rate)
+        self._columns = Columns(
+            level=np.nan,
+            deviation=0.0,
+            shadow=np.nan,
+            gap=np.nan,
+            count=0.0,
+            first_seconds=np.nan,
+            last_seconds=np.nan,
+        )
+        self._shapes: dict[int, SeasonalShape] = {}
+
+    @property
+    def warmed_up(self) -> NDArray[np.bool_]:
+        """``[series]``: whether a baseline of its own exists."""
+        age = self._columns["last_seconds"] - self._columns["first_seconds"]
+        enough = self._columns["count"] >= self._settings.warm_values
+        return enough & (age >= self._settings.warm_seconds)
+
+    @property
+    def tail(self) -> TailTracker:
+        """The calibration, for its realised rate."""
+        return self._tail
+
+    def grow(self, keys: Sequence[SeriesKey]) -> None:
+        """Make room for new series."""
+        self._profiles.grow(keys)
+        self._columns.grow(len(keys))
+        self._tail.grow(len(keys))
+
+    def adopt(self, column: int, shape: SeasonalShape) -> None:
+        """Use a fitted seasonal shape for one series from now on; its level starts anew."""
+        self._shapes[column] = shape
+        self._restart(column)
+
+    def score(self, time_seconds: float, values: FloatArray, learn: NDArray[np.bool_]) -> Scores:
+        """Score one tick of values ``[series]``, then learn from it."""
+        profiles, columns = self._profiles, self._columns
+        season = self._season(time_seconds)
+        given = np.isfinite(values) & profiles["statistical"].astype(bool)
+        position = profiles.forward(np.where(given, values, np.nan)) - season
+        known = columns["count"] >= self._settings.quiet_values
+        threshold = self._threshold(columns["level"] + season) * self._caution(time_seconds)
+        error = position - columns["level"]
+        expected = profiles.inverse(columns["level"] + season)
+        raw = self._raw_score(values, expected, error, threshold)
+        started = given & learn & (raw > 1.0) & (error > 0) & self._idle(expected)
+        raw = np.where(started, 0.0, raw)
+        limit = self._tail.limit
+        score = np.where(given & known, raw / limit, np.nan)
+        reach = threshold * limit
+        low = profiles.inverse(columns["level"] + season - reach)
+        high = profiles.inverse(columns["level"] + season + reach)
+        result = Scores(
+            score=score,
+            expected=np.where(known, expected, np.nan),
+            low=np.where(known, np.maximum(low, profiles["lowest"]), np.nan),
+            high=np.where(known, np.minimum(high, profiles["highest"]), np.nan),
+        )
+        self._tail.update(raw, learn & given & self.warmed_up)
+        self._columns.reset(started)
+        self._learn(time_seconds, position, given, learn, threshold)
+        return result
+
+    def rebase(self, chosen: NDArray[np.bool_]) -> None:
+        """Take the present level of the chosen series ``[series]`` as their normal."""
+        columns = self._columns
+        usable = chosen & np.isfinite(columns["shadow"])
+        columns["level"][usable] = columns["shadow"][usable]
+
+    def state(self) -> Mapping[str, NDArray[np.generic]]:
+        """Return what has to be kept over a restart."""
+        shapes = {
+            f"shape_{column}": np.concatenate(([shape.period_seconds], shape.offsets))
+            for column, shape in self._shapes.items()
+        }
+        return {**self._columns.state(), **self._tail.state(), **shapes}
+
+    def restore(self, state: Mapping[str, NDArray[np.generic]]) -> None:
+        """Take up a state of the same series."""
+        self._columns.check(state)
+        self._tail.check(state)
+        self._columns.restore(state)
+        self._tail.restore(state)
+        self._shapes = {
+            int(name.removeprefix("shape_")): SeasonalShape(
+                float(array[0]), array[1:].astype(float)
+            )
+            for name, array in state.items()
+            if name.startswith("shape_")
+        }
+
+    def _raw_score(
+        self, values: FloatArray, expected: FloatArray, error: FloatArray, threshold: FloatArray
+    ) -> FloatArray:
+        """Return the lesser of two ratios: to the threshold, and to the least deviation of interest."""
+        by_spread = np.abs(error) / np.maximum(threshold, 1e-12)
+        least = np.maximum(self._profiles["least"].astype(float), 1e-12)
+        return np.asarray(np.minimum(by_spread, np.abs(values - expected) / least))
+
+    def _idle(self, expected: FloatArray) -> NDArray[np.bool_]:
+        """Return which load-like series stand still; traffic that starts begins a new baseline."""
+        return np.asarray(self._profiles["follows_load"] & (expected < self._profiles["deadband"]))
+
+    def _threshold(self, level: FloatArray) -> FloatArray:
+        sigma = _SIGMA_PER_MEAN_DEVIATION * self._columns["deviation"]
+        return np.maximum(self._profiles.floor(level), self._settings.raise_sigmas * sigma)
+
+    def _caution(self, time_seconds: float) -> FloatArray:
+        """Return the factor on thresholds: large at the cold start, 1 from twice the warm-up on."""
+        own, columns = self._settings, self._columns
+        age = np.nan_to_num(time_seconds - columns["first_seconds"])
+        by_age = age / max(own.warm_seconds, 1e-9)
+        by_count = columns["count"] / own.warm_values
+        progress = np.clip(np.minimum(by_age, by_count) - 1.0, 0.0, 1.0)
+        return np.asarray(own.cold_caution ** (1.0 - progress))
+
+    def _learn(
+        self,
+        time_seconds: float,
+        position: FloatArray,
+        given: NDArray[np.bool_],
+        learn: NDArray[np.bool_],
+        threshold: FloatArray,
+    ) -> None:
+        columns, own = self._columns, self._settings
+        fresh = given & (columns["count"] == 0)
+        for name in ("level", "shadow"):
+            columns[name][fresh] = position[fresh]
+        columns["first_seconds"][fresh] = time_seconds
+        elapsed = np.where(fresh, 0.0, time_seconds - columns["last_seconds"])
+        gap = np.where(np.isnan(columns["gap"]), elapsed, columns["gap"])
+        columns["gap"][given] = (gap + 0.1 * (elapsed - gap))[given]
+
+        shadow_rate = 1.0 / _SHADOW_VALUES
+        columns["shadow"][given] += shadow_rate * (position - columns["shadow"])[given]
+        taken = given & learn
+        error = np.where(taken, position - columns["level"], 0.0)
+        cold = 1.0 / (columns["count"] + 1.0)
+        level_rate = self._rate(elapsed, own.level_memory_seconds, own.level_memory_values)
+        clipped = np.clip(error, -_CLIP * threshold, _CLIP * threshold)
+        columns["level"][taken] += (np.maximum(level_rate, cold) * clipped)[taken]
+        spread_rate = self._rate(elapsed, own.scale_memory_seconds, own.scale_memory_values)
+        size = np.minimum(np.abs(error), threshold)
+        change = np.maximum(spread_rate, cold) * (size - columns["deviation"])
+        columns["deviation"][taken] += change[taken]
+        columns["count"][given] += 1.0
+        columns["last_seconds"][given] = time_seconds
+
+    def _rate(self, elapsed: FloatArray, seconds: float, values: float) -> FloatArray:
+        """Return the weight of the newest value for a memory in seconds and at least in values."""
+        memory = np.maximum(seconds, values * np.nan_to_num(self._columns["gap"]))
+        # After a pause the old level still counts: no single value may replace it.
+        return np.asarray(np.minimum(1.0 - np.exp(-np.nan_to_num(elapsed) / memory), 0.3))
+
+    def _season(self, time_seconds: float) -> FloatArray:
+        season = np.zeros(len(self._columns))
+        for column, shape in self._shapes.items():
+            season[column] = shape.at(time_seconds)
+        return season
+
+    def _restart(self, column: int) -> None:
+        only = np.zeros(len(self._columns), dtype=bool)
+        only[column] = True
+        self._columns.reset(only)

@@ -1,0 +1,180 @@
+"""Settings of detection. Every duration is in seconds; the defaults suit a cadence of 1 to 60 s."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class DetectionTable(BaseModel):
+    """Base of the tables of detection: immutable, and strict about names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class BaselineSettings(DetectionTable):
+    """The online robust baseline that every series has."""
+
+    level_memory_seconds: float = Field(
+        20.0, ge=1, le=86400, description="Time constant of the level; load drifts over minutes."
+    )
+    level_memory_values: float = Field(
+        12.0, ge=2, le=10000, description="Its lower bound in values, which rules at slow cadences."
+    )
+    scale_memory_seconds: float = Field(
+        180.0, ge=5, le=864000, description="Time constant of the spread around the level."
+    )
+    scale_memory_values: float = Field(
+        60.0, ge=5, le=10000, description="Its lower bound in values."
+    )
+    raise_sigmas: float = Field(
+        4.5, ge=2, le=20, description="Deviation in robust standard deviations that scores 1."
+    )
+    quiet_values: int = Field(
+        10, ge=3, le=1000, description="Values of a new series before it is scored at all."
+    )
+    warm_values: int = Field(
+        30, ge=5, le=10000, description="Values that a baseline of its own needs."
+    )
+    warm_seconds: float = Field(
+        60.0, ge=0, le=86400, description="Age from which the caution of the cold start fades."
+    )
+    cold_caution: float = Field(
+        4.0, ge=1, le=20, description="Factor on all thresholds at the cold start."
+    )
+    tail_rate: float = Field(
+        0.005, gt=0, lt=0.2, description="Share of normal values that may score above 1."
+    )
+
+
+class ForestSettings(DetectionTable):
+    """The isolation forest of each entity."""
+
+    enabled: bool = Field(True, description="Whether forests are fitted and vote.")
+    trees: int = Field(40, ge=5, le=200, description="Trees of a forest.")
+    rows: int = Field(
+        256, ge=32, le=2048, description="Recent normal rows that are kept to fit on."
+    )
+    row_seconds: float = Field(
+        2.0, gt=0, le=3600, description="Distance of the rows that are kept, at least one tick."
+    )
+    first_rows: int = Field(60, ge=16, le=2048, description="Rows before the first fit.")
+    refit_seconds: float = Field(120.0, ge=5, le=86400, description="Time between two fits.")
+    handover_ticks: int = Field(
+        5, ge=1, le=1000, description="Ticks between the start of a fit and its earliest use."
+    )
+    tail_rate: float = Field(0.01, gt=0, lt=0.2, description="Share of normal ticks above 1.")
+    seed: int = Field(7, ge=0, le=2**31 - 1, description="Seed of the trees.")
+
+
+class CovarianceSettings(DetectionTable):
+    """The Mahalanobis distance of each entity's row."""
+
+    enabled: bool = Field(True, description="Whether the distance is computed and votes.")
+    memory_seconds: float = Field(
+        300.0,
+        ge=10,
+        le=5184000,
+        description="Time constant of mean and covariance in the live path.",
+    )
+    memory_values: float = Field(120.0, ge=10, le=100000, description="Its lower bound in values.")
+    refit_ticks: int = Field(30, ge=1, le=10000, description="Ticks between inversions, staggered.")
+    warm_values: int = Field(60, ge=10, le=100000, description="Rows before it has an opinion.")
+    largest_entity: int = Field(
+        128,
+        ge=2,
+        le=512,
+        description="Series of one entity that take part, in order of first sight.",
+    )
+    tail_rate: float = Field(0.01, gt=0, lt=0.2, description="Share of normal ticks above 1.")
+
+
+class AbsenceSettings(DetectionTable):
+    """When a series counts as stopped."""
+
+    missed_values: float = Field(
+        4.0, ge=1.5, le=100, description="Missed values at its own cadence."
+    )
+    minimum_seconds: float = Field(5.0, ge=0, le=3600, description="Never before this age.")
+    warm_values: int = Field(10, ge=2, le=1000, description="Values that show a cadence.")
+
+
+class DropSettings(DetectionTable):
+    """When a rate counts as dropped to zero."""
+
+    minimum_zeros: int = Field(3, ge=1, le=100, description="Zeros in a row, at least.")
+    zero_share: float = Field(0.02, gt=0, le=0.5, description="Share of the level that is zero.")
+    usual_zero_ratio: float = Field(
+        0.05,
+        gt=0,
+        le=0.5,
+        description="A series that is zero more often than this is never judged.",
+    )
+    run_factor: float = Field(
+        3.0, ge=1, le=20, description="Times its longest usual run of zeros before it is a drop."
+    )
+    memory_seconds: float = Field(60.0, ge=5, le=86400, description="Time constant of its level.")
+    warm_values: int = Field(30, ge=5, le=10000, description="Values before it has an opinion.")
+
+
+class TrendSettings(DetectionTable):
+    """When growth of memory and the like counts as a leak."""
+
+    fast_points: int = Field(8, ge=5, le=60, description="Newest values in the fast window.")
+    fast_seconds: float = Field(7.0, ge=3, le=3600, description="Least length of the fast window.")
+    slow_points: int = Field(30, ge=10, le=120, description="Points in the slow window.")
+    slow_seconds: float = Field(240.0, ge=30, le=86400, description="Length of the slow window.")
+    settle_seconds: float = Field(
+        45.0, ge=0, le=86400, description="Growth of a new or restarted process that is warm-up."
+    )
+    deadbands: float = Field(
+        2.0, ge=0.5, le=100, description="Growth over the window that matters, in deadbands."
+    )
+    slow_share: float = Field(
+        0.03, gt=0, le=1, description="Growth over the slow window that matters, as a share."
+    )
+
+
+class AlertSettings(DetectionTable):
+    """From scores to anomalies."""
+
+    clear_level: float = Field(
+        0.7, gt=0, le=1, description="Score below which a deviation is over."
+    )
+    clear_seconds: float = Field(5.0, ge=0, le=3600, description="Time below it before it clears.")
+    hold_seconds: float = Field(
+        5.0, ge=0, le=3600, description="An anomaly lives at least this long."
+    )
+    rearm_seconds: float = Field(
+        30.0,
+        ge=0,
+        le=86400,
+        description="After clearing, the minimum duration is doubled this long.",
+    )
+    absorb_seconds: float = Field(
+        600.0,
+        ge=10,
+        le=864000,
+        description="A statistical anomaly older than this is a new normal.",
+    )
+
+
+class DetectionSettings(DetectionTable):
+    """All of detection."""
+
+    baseline: BaselineSettings = Field(
+        default_factory=BaselineSettings, description="The online baseline."
+    )
+    forest: ForestSettings = Field(default_factory=ForestSettings, description="Isolation forests.")
+    covariance: CovarianceSettings = Field(
+        default_factory=CovarianceSettings, description="Mahalanobis distance."
+    )
+    absence: AbsenceSettings = Field(default_factory=AbsenceSettings, description="Absence.")
+    drop: DropSettings = Field(default_factory=DropSettings, description="Drop to zero.")
+    trend: TrendSettings = Field(default_factory=TrendSettings, description="Leaks.")
+    alerts: AlertSettings = Field(default_factory=AlertSettings, description="Alert policy.")
+    vote_lift: float = Field(
+        1.25,
+        ge=1,
+        le=3,
+        description="Factor on the score of a series that leads a multivariate vote above 1.",
+    )

@@ -1,0 +1,86 @@
+"""The states of all series at one tick, made only for the series that somebody looks at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.detection.contract import FloatArray, SignalState
+from analysis.findings import Direction
+from collectors.contract import SeriesKey
+
+DIRECTIONS = (
+    Direction.NORMAL,
+    Direction.UP,
+    Direction.DOWN,
+    Direction.ABSENT,
+    Direction.EVENT,
+)
+NORMAL, UP, DOWN, ABSENT, EVENT = range(5)
+"""Directions as small numbers, in the order of :data:`DIRECTIONS`."""
+
+
+@dataclass(frozen=True, slots=True)
+class TickArrays:
+    """One tick's result, each array ``[series]``."""
+
+    observed: FloatArray
+    age_seconds: FloatArray
+    expected: FloatArray
+    low: FloatArray
+    high: FloatArray
+    score: FloatArray
+    direction: NDArray[np.int8]
+    onset_seconds: FloatArray
+    active: NDArray[np.bool_]
+    warmed_up: NDArray[np.bool_]
+    detectors: NDArray[np.int64]
+    """Bit ``i`` is set where detector ``i`` scores above 1."""
+
+
+class States(Mapping[SeriesKey, SignalState]):
+    """A read-only view of one tick: 10,000 series cost nothing until one is read."""
+
+    def __init__(
+        self, index: Mapping[SeriesKey, int], arrays: TickArrays, names: Sequence[str]
+    ) -> None:
+        self._index = index
+        self._count = len(arrays.score)
+        self._arrays = arrays
+        self._names = names
+
+    def __getitem__(self, key: SeriesKey) -> SignalState:
+        column = self._index[key]
+        if column >= self._count:
+            raise KeyError(key)
+        arrays = self._arrays
+        bits = int(arrays.detectors[column])
+        return SignalState(
+            key=key,
+            observed=_number(arrays.observed[column]),
+            age_seconds=float(arrays.age_seconds[column]),
+            expected=_number(arrays.expected[column]),
+            low=_number(arrays.low[column]),
+            high=_number(arrays.high[column]),
+            score=float(arrays.score[column]),
+            direction=DIRECTIONS[arrays.direction[column]],
+            onset_seconds=_number(arrays.onset_seconds[column]),
+            active=bool(arrays.active[column]),
+            warmed_up=bool(arrays.warmed_up[column]),
+            detectors=tuple(name for bit, name in enumerate(self._names) if bits >> bit & 1),
+        )
+
+    def __iter__(self) -> Iterator[SeriesKey]:
+        for key, column in self._index.items():
+            if column < self._count:
+                yield key
+
+    def __len__(self) -> int:
+        return self._count
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
