@@ -98,3 +98,12 @@ class Collector(Protocol):
 
     def close(self) -> None:
         """Release what the collector holds."""
+
+
+@runtime_checkable
+class Paced(Protocol):
+    """A collector that is not called at every tick says how often it is called."""
+
+    @property
+    def every_seconds(self) -> float:
+        """The time between the starts of two calls."""

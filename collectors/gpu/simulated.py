@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from collectors.contract import Collection, CollectorError, Sample, Support
-from collectors.entities import entity
+from collectors.entities import entity, parent_of
 from collectors.gpu.control import ControlError, SimulatedFaults, SimulatedGpuControl
 from collectors.gpu.throttle import ThrottleReason, throttle_signals
 
@@ -217,16 +217,16 @@ class SimulatedGpuCollector:
         started = self._clock()
         faults = self._hang_while_told()
         state = self._advance(faults)
-        values = dict(self._read(state, faults))
-        return Collection(
-            samples=[
-                Sample(now_seconds, self._entity, signal, value, LABELS)
-                for signal, value in {
-                    **values,
-                    "gpu_driver_call_seconds": self._clock() - started,
-                }.items()
-            ]
-        )
+        signals = dict(self._read(state, faults))
+        if signals["gpu_available"]:
+            signals["gpu_driver_call_seconds"] = self._clock() - started
+        samples = [
+            Sample(now_seconds, self._entity, signal, value, LABELS)
+            for signal, value in signals.items()
+        ]
+        host = parent_of(self._entity)
+        samples.append(Sample(now_seconds, host, "gpu_count", signals["gpu_available"], LABELS))
+        return Collection(samples=samples)
 
     def close(self) -> None:
         """Let a hanging call return."""
@@ -268,7 +268,6 @@ class SimulatedGpuCollector:
         yield "gpu_xid", float(faults.xid)
         lost = faults.xid == FALLEN_OFF_THE_BUS
         yield "gpu_available", 0.0 if lost else 1.0
-        yield "gpu_count", 0.0 if lost else 1.0
         if lost:
             return
         yield from self._activity(state)
