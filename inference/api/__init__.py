@@ -1,0 +1,1 @@
+"""HTTP: OpenAI, Open Inference Protocol, health and administration."""

@@ -1,0 +1,188 @@
+"""Administration, behind a bearer token."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import asdict
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request
+from pydantic import BaseModel, ConfigDict, Field
+
+from inference.api.health import Faults, Service
+from inference.degradation import Level
+from inference.errors import UnauthorizedError
+from inference.faults import FaultControl
+from inference.service import InferenceService
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class RestartBody(_Body):
+    """``POST /admin/engine/restart``."""
+
+    reason: str = Field(default="asked for", max_length=500)
+    model: str | None = Field(default=None, description="Whose engine; none is the default model.")
+
+
+class ReloadBody(_Body):
+    """``POST /admin/models/{model}/reload``."""
+
+    version: int | None = Field(
+        default=None, ge=0, description="None is the newest that is not quarantined."
+    )
+
+
+class DegradationBody(_Body):
+    """``PUT /admin/degradation``."""
+
+    level: Level
+    reason: str = Field(default="", max_length=500)
+
+
+class LimitsBody(_Body):
+    """``PUT /admin/limits``; an absent field stays, null goes back to what is configured."""
+
+    max_queue: int | None = Field(default=None, ge=1, le=10_000)
+    max_slots: int | None = Field(default=None, ge=1, le=64)
+    requests_per_second: float | None = Field(default=None, gt=0, le=1e6)
+
+
+class DrainBody(_Body):
+    """``PUT /admin/drain``."""
+
+    drain: bool
+
+
+class FaultBody(_Body):
+    """``POST /admin/faults``."""
+
+    fault: str = Field(max_length=64)
+    parameters: dict[str, Any] = Field(default_factory=dict)
+
+
+def require_token(request: Request, service: Service) -> None:
+    """Compare the bearer token in constant time.
+
+    Raises:
+        UnauthorizedError: it is missing or wrong.
+    """
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    expected = service.admin_token.get_secret_value()
+    matches = secrets.compare_digest(token.strip().encode(), expected.encode())
+    if scheme.lower() != "bearer" or not matches:
+        raise UnauthorizedError("/admin needs the bearer token")
+
+
+router = APIRouter(prefix="/admin", tags=["admin"], dependencies=[Depends(require_token)])
+ModelName = Annotated[str, Field(max_length=128)]
+
+
+@router.post("/engine/restart", status_code=202)
+async def restart(body: RestartBody, service: Service) -> dict[str, Any]:
+    """Restart a worker; waiting requests stay, and a spent restart budget is renewed."""
+    host = service.host(body.model or service.default_model)
+    host.restart(body.reason)
+    return {"model": host.model, "restarting": True}
+
+
+@router.post("/models/{model}/reload")
+async def reload(model: str, body: ReloadBody, service: Service) -> dict[str, Any]:
+    """Load a version beside the running one, prove it on its golden prompts, and swap."""
+    return {"model": model, "version": await service.reload(model, body.version)}
+
+
+@router.post("/models/{model}/rollback")
+async def rollback(model: str, service: Service) -> dict[str, Any]:
+    """Go back to the previous good version; the one in use is quarantined."""
+    return {"model": model, "version": await service.rollback(model)}
+
+
+@router.put("/degradation")
+async def degradation(body: DegradationBody, service: Service) -> dict[str, Any]:
+    """Set the degradation level, 0 full service to 4 refuse."""
+    service.set_degradation(body.level, body.reason)
+    return {"level": int(body.level), "reason": body.reason}
+
+
+@router.put("/limits")
+async def limits(body: LimitsBody, service: Service) -> dict[str, Any]:
+    """Change queue, slots and rate limit."""
+    service.set_limits({name: getattr(body, name) for name in body.model_fields_set})
+    return _limits(service)
+
+
+@router.post("/cache/clear")
+async def clear_cache(service: Service) -> dict[str, Any]:
+    """Forget the prefix caches."""
+    for host in service.hosts.values():
+        host.clear_cache()
+    return {"cleared": True}
+
+
+@router.put("/drain")
+async def drain(body: DrainBody, service: Service) -> dict[str, Any]:
+    """Refuse new requests while the accepted ones finish, or accept them again."""
+    service.drain(enabled=body.drain)
+    return {"draining": service.draining, "idle": service.idle}
+
+
+@router.post("/faults", status_code=201)
+async def inject_fault(body: FaultBody, faults: Faults) -> dict[str, Any]:
+    """Inject a fault; only where configuration allows it."""
+    return asdict(faults.inject(body.fault, body.parameters))
+
+
+@router.delete("/faults")
+async def clear_faults(faults: Faults) -> dict[str, Any]:
+    """Clear the faults that can be cleared; a bad model version goes by rollback."""
+    faults.clear()
+    return {"cleared": True}
+
+
+@router.get("/state")
+async def state(service: Service, faults: Faults) -> dict[str, Any]:
+    """Level, limits, versions, faults and restart budget."""
+    return {
+        "degradation": {
+            "level": int(service.degradation.level),
+            "reason": service.degradation.reason,
+            "since_seconds": service.degradation.since_seconds,
+        },
+        "draining": service.draining,
+        "limits": _limits(service),
+        "faults_allowed": service.settings.allow_faults,
+        "faults": _faults(faults),
+        "models": {model: _model(service, model) for model in service.hosts},
+    }
+
+
+def _limits(service: InferenceService) -> dict[str, Any]:
+    dispatcher = service.hosts[service.default_model].dispatcher
+    return {
+        "max_queue": dispatcher.queue.max_queue,
+        "max_slots": dispatcher.max_slots,
+        "requests_per_second": service.rate.rate,
+    }
+
+
+def _faults(faults: FaultControl) -> list[dict[str, Any]]:
+    return [asdict(fault) for fault in faults.active()]
+
+
+def _model(service: InferenceService, model: str) -> dict[str, Any]:
+    host = service.hosts[model]
+    status = host.supervisor.status
+    return {
+        "state": host.state().value,
+        "reason": status.reason,
+        "version": host.version,
+        "versions": [asdict(info) for info in service.repository.describe(model)],
+        "restart_budget": {
+            "left": status.budget_left,
+            "of": service.settings.restart_budget,
+            "window_seconds": service.settings.restart_window_seconds,
+        },
+    }

@@ -1,0 +1,106 @@
+"""From a protocol's request to a `GenerationRequest`: task, deadline and limits in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
+
+from inference.api.http import Exchange
+from inference.errors import InvalidRequestError
+from inference.requests import GenerationRequest, Ticket
+
+_SENTIMENT_PREFIX = "sentiment:"
+DEFAULT_TASK = "chat"
+
+Temperature = Annotated[float, Field(ge=0.0, le=2.0)]
+TopP = Annotated[float, Field(gt=0.0, le=1.0)]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+MaxTokens = Annotated[int, Field(ge=1, le=1_000_000)]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """What a client may say about an answer; None is the service's default."""
+
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stream: bool = False
+
+
+def submit(
+    exchange: Exchange, model: str, text: str, task: str | None, sampling: Sampling
+) -> Ticket:
+    """Build a request from what a protocol has read, and admit it.
+
+    Raises:
+        ServiceError: it is wrong or refused.
+    """
+    service = exchange.service
+    settings = service.settings
+    host = service.host(model)
+    if len(text) > settings.max_prompt_characters:
+        raise InvalidRequestError(
+            f"the prompt has {len(text)} characters; the limit is {settings.max_prompt_characters}",
+            code="context_length_exceeded",
+            param="prompt",
+        )
+    task, text = _task_of(exchange.header("x-galen-task") or task, text)
+    metadata = host.metadata()
+    if metadata is not None and task not in metadata.prompts:
+        known = ", ".join(sorted(metadata.prompts))
+        raise InvalidRequestError(f"no task {task!r}; {model} has {known}", param="task")
+    wanted = settings.default_max_tokens if sampling.max_tokens is None else sampling.max_tokens
+    request = GenerationRequest(
+        request_id=exchange.request_id,
+        model=model,
+        task=task,
+        text=text,
+        deadline=service.clock() + _deadline_seconds(exchange, task),
+        max_tokens=min(wanted, settings.max_output_tokens),
+        temperature=sampling.temperature or 0.0,
+        top_p=1.0 if sampling.top_p is None else sampling.top_p,
+        seed=sampling.seed or 0,
+        stop=_stops(sampling.stop),
+        stream=sampling.stream,
+        canary=exchange.canary,
+        low_priority=exchange.header("x-galen-priority").lower() == "low",
+    )
+    ticket, answered_by = service.submit(request)
+    exchange.answered_by = answered_by
+    exchange.level = service.level_of(request, answered_by)
+    return ticket
+
+
+def _task_of(task: str | None, text: str) -> tuple[str, str]:
+    """Return the task and the text without the prefix that may name it."""
+    stripped = text.lstrip()
+    if stripped[: len(_SENTIMENT_PREFIX)].lower() == _SENTIMENT_PREFIX and task in {
+        None,
+        "sentiment",
+    }:
+        return "sentiment", stripped[len(_SENTIMENT_PREFIX) :].strip()
+    return task or DEFAULT_TASK, text
+
+
+def _deadline_seconds(exchange: Exchange, task: str) -> float:
+    """Return the task's deadline, shortened by the client's wish."""
+    limit = exchange.service.settings.deadline_seconds(task)
+    wish = exchange.header("x-request-timeout-ms")
+    if not wish:
+        return limit
+    if not wish.isdecimal() or len(wish) > 9 or int(wish) == 0:
+        raise InvalidRequestError("X-Request-Timeout-Ms must be a positive number of milliseconds")
+    return min(limit, int(wish) / 1000.0)
+
+
+def _stops(stop: str | list[str] | None) -> tuple[str, ...]:
+    """Return the stop texts."""
+    stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    if len(stops) > 4 or any(not 0 < len(text) <= 64 for text in stops):
+        raise InvalidRequestError("stop takes up to 4 texts of 1 to 64 characters", param="stop")
+    return stops

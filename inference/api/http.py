@@ -1,0 +1,236 @@
+"""One HTTP exchange on an inference route, as pure ASGI.
+
+Starlette's middleware and request classes cost more than the bundled model's answer and hide
+disconnects (vllm-project/vllm #10087); the inference routes therefore speak ASGI themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+import secrets
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from contextlib import asynccontextmanager
+from enum import StrEnum
+from typing import Any, TypeVar
+
+import orjson
+import structlog
+from pydantic import BaseModel, ValidationError
+
+from inference.errors import (
+    ClientGoneError,
+    InvalidRequestError,
+    RequestTooLargeError,
+    ServiceError,
+)
+from inference.metrics import UNKNOWN
+from inference.requests import Ticket
+from inference.service import InferenceService
+
+_log = structlog.get_logger(__name__)
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Body = TypeVar("Body", bound=BaseModel)
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+class Shape(StrEnum):
+    """How a protocol writes errors."""
+
+    OPENAI = "openai"
+    OIP = "oip"
+
+
+class Exchange:
+    """A request and its answer, counted once when it ends."""
+
+    def __init__(
+        self,
+        service: InferenceService,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        endpoint: str,
+        shape: Shape,
+        params: Mapping[str, str],
+    ) -> None:
+        self.service = service
+        self.params = params
+        self.shape = shape
+        self._receive = receive
+        self._send = send
+        self._endpoint = endpoint
+        self._started_at = service.clock()
+        self._headers: dict[bytes, bytes] = dict(scope["headers"])
+        self.request_id = request_id_from(self.header("x-request-id"))
+        self.canary = self.header("x-galen-canary") == "1"
+        self.model = UNKNOWN
+        self.answered_by = ""
+        self.level = int(service.degradation.level)
+        self._received = False
+        self._response_started = False
+        self.status = 500
+
+    def header(self, name: str) -> str:
+        """Return a request header, or an empty string."""
+        return self._headers.get(name.encode("ascii"), b"").decode("latin-1")
+
+    async def body(self, kind: type[Body]) -> Body:
+        """Read and validate the JSON body.
+
+        Raises:
+            RequestTooLargeError: it is longer than allowed.
+            InvalidRequestError: it is not what the endpoint takes; names the place.
+            ClientGoneError: the client left before it was sent.
+        """
+        raw = await self._read()
+        try:
+            return kind.model_validate(orjson.loads(raw))
+        except orjson.JSONDecodeError as error:
+            raise InvalidRequestError(
+                f"the body is not JSON: {error}", code="invalid_json"
+            ) from error
+        except ValidationError as error:
+            raise invalid_body(error) from error
+
+    def count_received(self, model: str) -> None:
+        """Name the model and count the arrival."""
+        self.model = model if model in self.service.hosts else UNKNOWN
+        if not self.canary:
+            self._received = True
+            self.service.metrics.received(self.model, self._endpoint)
+
+    @asynccontextmanager
+    async def watch(self, ticket: Ticket) -> Any:
+        """Cancel the ticket if the client leaves inside the block."""
+        watcher = asyncio.ensure_future(self._cancel_when_gone(ticket))
+        try:
+            yield
+        finally:
+            watcher.cancel()
+
+    async def send_json(self, status: int, content: Any, headers: Mapping[str, str] = {}) -> None:
+        """Send a whole answer."""
+        payload = orjson.dumps(content)
+        await self._start(
+            status,
+            {"content-type": "application/json", "content-length": str(len(payload)), **headers},
+        )
+        await self._send({"type": "http.response.body", "body": payload})
+
+    async def send_empty(self, status: int) -> None:
+        """Send a status without a body."""
+        await self._start(status, {"content-length": "0"})
+        await self._send({"type": "http.response.body", "body": b""})
+
+    async def start_events(self) -> None:
+        """Begin a stream of server-sent events."""
+        await self._start(
+            200, {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
+        )
+
+    async def send_event(self, data: bytes) -> None:
+        """Send one server-sent event."""
+        body = b"data: " + data + b"\n\n"
+        await self._send({"type": "http.response.body", "body": body, "more_body": True})
+
+    async def end_events(self) -> None:
+        """End the stream."""
+        await self._send({"type": "http.response.body", "body": b""})
+
+    async def send_error(self, error: ServiceError) -> None:
+        """Send an error in the protocol's shape; inside a stream as its last event."""
+        content = error_content(error, self.shape, self.request_id)
+        if self._response_started:
+            self.status = error.status
+            await self.send_event(orjson.dumps(content))
+            await self.end_events()
+        else:
+            await self.send_json(error.status, content, error_headers(error))
+
+    def finish(self) -> None:
+        """Count the end of the exchange."""
+        if self.canary:
+            return
+        if not self._received:
+            self.service.metrics.received(self.model, self._endpoint)
+        seconds = self.service.clock() - self._started_at
+        self.service.metrics.finished(self.model, self._endpoint, self.status, seconds)
+
+    async def _start(self, status: int, headers: Mapping[str, str]) -> None:
+        self.status = status
+        self._response_started = True
+        common = {
+            "x-request-id": self.request_id,
+            "x-galen-degradation": str(self.level),
+            "x-galen-model": self.answered_by,
+        }
+        pairs = [
+            (name.encode("ascii"), value.encode("latin-1"))
+            for name, value in {**headers, **common}.items()
+            if value
+        ]
+        await self._send({"type": "http.response.start", "status": status, "headers": pairs})
+
+    async def _read(self) -> bytes:
+        limit = self.service.settings.max_body_bytes
+        declared = self.header("content-length")
+        if declared.isdecimal() and int(declared) > limit:
+            raise RequestTooLargeError(f"the body has {declared} bytes; the limit is {limit}")
+        chunks: list[bytes] = []
+        size = 0
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGoneError("the client left before its request was complete")
+            chunk = message.get("body", b"")
+            size += len(chunk)
+            if size > limit:
+                raise RequestTooLargeError(f"the body is longer than {limit} bytes")
+            chunks.append(chunk)
+            if not message.get("more_body", False):
+                return b"".join(chunks)
+
+    async def _cancel_when_gone(self, ticket: Ticket) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.service.cancel(ticket, self.answered_by)
+
+
+def request_id_from(given: str) -> str:
+    """Return the client's request id if it is harmless, else a new one."""
+    return given if _REQUEST_ID.fullmatch(given) else f"req-{secrets.token_hex(8)}"
+
+
+def error_content(error: ServiceError, shape: Shape, request_id: str) -> dict[str, Any]:
+    """Return the body of an error."""
+    if shape is Shape.OIP:
+        return {"error": error.message, "code": error.code, "request_id": request_id}
+    return {
+        "error": {
+            "message": error.message,
+            "type": error.kind,
+            "param": error.param,
+            "code": error.code,
+            "request_id": request_id,
+        }
+    }
+
+
+def error_headers(error: ServiceError) -> dict[str, str]:
+    """Return the headers that an error adds."""
+    if error.retry_after_seconds is None:
+        return {}
+    return {"retry-after": str(math.ceil(error.retry_after_seconds))}
+
+
+def invalid_body(error: ValidationError) -> InvalidRequestError:
+    """Name the first place that does not fit."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return InvalidRequestError(f"{where or 'body'}: {first['msg']}", param=where or None)

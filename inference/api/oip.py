@@ -1,0 +1,168 @@
+"""The Open Inference Protocol, version 2, over REST: one text in, one text out."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from inference.api.generation import MaxTokens, Sampling, Seed, Temperature, TopP, submit
+from inference.api.http import Exchange
+from inference.errors import InvalidRequestError, NotFoundError
+from inference.service import VERSION
+
+INPUT = "text"
+OUTPUT = "answer"
+EXTENSIONS = ["model_repository"]
+
+
+class InferParameters(BaseModel):
+    """``parameters`` of an infer request; unknown ones are ignored, as the protocol asks."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    task: str | None = None
+    max_tokens: MaxTokens | None = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    seed: Seed | None = None
+
+
+class InputTensor(BaseModel):
+    """The input: BYTES of shape [1] or [1, 1], one UTF-8 text."""
+
+    name: Literal["text"]
+    shape: list[int] = Field(min_length=1, max_length=2)
+    datatype: Literal["BYTES"]
+    parameters: dict[str, Any] | None = None
+    data: list[Any] = Field(min_length=1, max_length=1)
+
+    @property
+    def text(self) -> str:
+        """The one text of the tensor."""
+        value = self.data[0]
+        if len(self.shape) == 2 and isinstance(value, list) and len(value) == 1:
+            value = value[0]
+        if not isinstance(value, str) or any(size != 1 for size in self.shape):
+            raise InvalidRequestError("the input must be one text of shape [1]", param="inputs.0")
+        return value
+
+
+class OutputTensor(BaseModel):
+    """A requested output."""
+
+    name: Literal["answer"]
+
+
+class InferBody(BaseModel):
+    """``POST /v2/models/{model}/infer``."""
+
+    id: str | None = Field(default=None, max_length=256)
+    parameters: InferParameters = InferParameters()
+    inputs: list[InputTensor] = Field(min_length=1, max_length=1)
+    outputs: list[OutputTensor] | None = Field(default=None, max_length=1)
+
+
+async def server_metadata(exchange: Exchange) -> None:
+    """Answer ``GET /v2``."""
+    content = {"name": "galen", "version": VERSION, "extensions": EXTENSIONS}
+    await exchange.send_json(200, content)
+
+
+async def live(exchange: Exchange) -> None:
+    """Answer ``GET /v2/health/live``; a full queue or a dead engine is no reason to restart us."""
+    alive = exchange.service.supervised
+    await exchange.send_json(200 if alive else 503, {"live": alive})
+
+
+async def ready(exchange: Exchange) -> None:
+    """Answer ``GET /v2/health/ready``."""
+    reason = exchange.service.not_ready_reason()
+    content = {"ready": not reason, "reason": reason}
+    await exchange.send_json(503 if reason else 200, content)
+
+
+async def model_metadata(exchange: Exchange) -> None:
+    """Answer ``GET /v2/models/{model}``."""
+    model, _ = _model_of(exchange)
+    service = exchange.service
+    host = service.hosts[model]
+    platform = host.ready.engine if host.ready else service.settings.engine
+    tensor = {"datatype": "BYTES", "shape": [1]}
+    content = {
+        "name": model,
+        "versions": [str(host.version)],
+        "platform": platform,
+        "inputs": [{"name": INPUT, **tensor}],
+        "outputs": [{"name": OUTPUT, **tensor}],
+    }
+    await exchange.send_json(200, content)
+
+
+async def model_ready(exchange: Exchange) -> None:
+    """Answer ``GET /v2/models/{model}/ready``: all five layers of this model."""
+    model, _ = _model_of(exchange)
+    report = exchange.service.health_of(model)
+    await exchange.send_json(200 if report.ok else 503, {"name": model, "ready": report.ok})
+
+
+async def infer(exchange: Exchange) -> None:
+    """Answer ``POST /v2/models/{model}/infer``."""
+    exchange.count_received(exchange.params["model"])
+    model, version = _model_of(exchange)
+    if exchange.header("inference-header-content-length"):
+        raise InvalidRequestError(
+            "binary tensor data is not supported; send the text as JSON (binary_data=False)"
+        )
+    body = await exchange.body(InferBody)
+    options = body.parameters
+    sampling = Sampling(options.max_tokens, options.temperature, options.top_p, options.seed)
+    ticket = submit(exchange, model, body.inputs[0].text, options.task, sampling)
+    async with exchange.watch(ticket):
+        answer = await ticket.result()
+    output = {"name": OUTPUT, "datatype": "BYTES", "shape": [1], "data": [answer.text]}
+    serving = exchange.service.hosts[exchange.answered_by]
+    content = {
+        "model_name": exchange.answered_by,
+        "model_version": str(version if serving.model == model else serving.version),
+        "id": body.id or exchange.request_id,
+        "parameters": {
+            "finish_reason": answer.finish_reason,
+            "prompt_tokens": answer.prompt_tokens,
+            "completion_tokens": answer.completion_tokens,
+        },
+        "outputs": [output],
+    }
+    await exchange.send_json(200, content)
+
+
+async def repository_index(exchange: Exchange) -> None:
+    """Answer ``POST /v2/repository/index`` (model repository extension)."""
+    service = exchange.service
+    index = []
+    for model, host in service.hosts.items():
+        for info in service.repository.describe(model):
+            serving = host.up and info.version == host.version
+            state = "READY" if serving else "UNAVAILABLE"
+            reason = info.quarantined or ""
+            index.append(
+                {"name": model, "version": str(info.version), "state": state, "reason": reason}
+            )
+    await exchange.send_json(200, index)
+
+
+def _model_of(exchange: Exchange) -> tuple[str, int]:
+    """Return the model and version that a path names.
+
+    Raises:
+        NotFoundError: the model is not served, or another version of it is.
+    """
+    model = exchange.params["model"]
+    host = exchange.service.host(model)
+    wanted = exchange.params.get("version")
+    if wanted is not None and wanted != str(host.version):
+        raise NotFoundError(
+            f"model {model!r} serves version {host.version}, not {wanted!r}",
+            code="version_not_found",
+        )
+    return model, host.version

@@ -1,0 +1,250 @@
+"""The OpenAI routes: completions, chat completions and the list of models."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any, Literal
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from inference.api.generation import MaxTokens, Sampling, Seed, Temperature, TopP, submit
+from inference.api.http import Exchange
+from inference.errors import InvalidRequestError
+from inference.requests import Ticket
+from inference.worker.wire import Finished, Token
+
+_numbers = itertools.count(1)
+
+
+class StreamOptions(BaseModel):
+    """Options of a stream."""
+
+    include_usage: bool = False
+
+
+class _GenerationBody(BaseModel):
+    """What both routes take. Fields of the OpenAI API that are not listed are ignored, except
+    those that would change the answer: these are refused.
+    """
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    model: str | None = Field(default=None, description="Model name; none is the default model.")
+    task: str | None = Field(default=None, description="sentiment or chat (Galen).")
+    max_tokens: MaxTokens | None = None
+    temperature: Temperature | None = Field(default=None, description="0, the default, is greedy.")
+    top_p: TopP | None = None
+    seed: Seed | None = None
+    stop: str | list[str] | None = None
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    n: Literal[1] | None = 1
+    logprobs: Literal[False, 0] | None = None
+
+    def sampling(self) -> Sampling:
+        """Return what concerns the engine."""
+        return Sampling(
+            self.max_tokens, self.temperature, self.top_p, self.seed, self.stop, bool(self.stream)
+        )
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with a chunk of usage."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+
+class CompletionBody(_GenerationBody):
+    """``POST /v1/completions``."""
+
+    prompt: str | list[str] = Field(description="One prompt.")
+
+    @field_validator("prompt")
+    @classmethod
+    def _one(cls, prompt: str | list[str]) -> str | list[str]:
+        if isinstance(prompt, list) and len(prompt) != 1:
+            raise ValueError("exactly one prompt is supported")
+        return prompt
+
+    @property
+    def text(self) -> str:
+        """The prompt."""
+        return self.prompt if isinstance(self.prompt, str) else self.prompt[0]
+
+
+class TextPart(BaseModel):
+    """A part of a message."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(BaseModel):
+    """A message of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart] | None = None
+
+
+class ChatBody(_GenerationBody):
+    """``POST /v1/chat/completions``."""
+
+    messages: list[ChatMessage] = Field(min_length=1, max_length=1000)
+    max_completion_tokens: MaxTokens | None = None
+
+    def sampling(self) -> Sampling:
+        """Return what concerns the engine."""
+        base = super().sampling()
+        if self.max_completion_tokens is None:
+            return base
+        return Sampling(
+            self.max_completion_tokens,
+            base.temperature,
+            base.top_p,
+            base.seed,
+            base.stop,
+            base.stream,
+        )
+
+    @property
+    def text(self) -> str:
+        """The last message of the user: the bundled models answer single questions."""
+        for message in reversed(self.messages):
+            if message.role == "user" and message.content is not None:
+                content = message.content
+                return content if isinstance(content, str) else "".join(p.text for p in content)
+        raise InvalidRequestError("messages must hold one of the user", param="messages")
+
+
+async def completions(exchange: Exchange) -> None:
+    """Answer ``POST /v1/completions``."""
+    body = await exchange.body(CompletionBody)
+
+    def choice(text: str, reason: str | None, *, first: bool, chunk: bool) -> dict[str, Any]:
+        return {"index": 0, "text": text, "finish_reason": reason, "logprobs": None}
+
+    writer = _Writer("cmpl", "text_completion", "text_completion", choice)
+    await _answer(exchange, body, body.text, writer)
+
+
+async def chat_completions(exchange: Exchange) -> None:
+    """Answer ``POST /v1/chat/completions``."""
+    body = await exchange.body(ChatBody)
+
+    def choice(text: str, reason: str | None, *, first: bool, chunk: bool) -> dict[str, Any]:
+        message = {"role": "assistant"} if first or not chunk else {}
+        if text or not chunk:
+            message["content"] = text
+        key = "delta" if chunk else "message"
+        return {"index": 0, key: message, "finish_reason": reason, "logprobs": None}
+
+    writer = _Writer("chatcmpl", "chat.completion", "chat.completion.chunk", choice)
+    await _answer(exchange, body, body.text, writer)
+
+
+async def models(exchange: Exchange) -> None:
+    """Answer ``GET /v1/models``."""
+    service = exchange.service
+    created = int(service.wall_clock() - (service.clock() - service.started_at))
+    data = [
+        {"id": model, "object": "model", "created": created, "owned_by": "galen"}
+        for model in service.hosts
+    ]
+    await exchange.send_json(200, {"object": "list", "data": data})
+
+
+class _Writer:
+    """Builds the objects of one of the two routes."""
+
+    def __init__(
+        self, prefix: str, kind: str, chunk_kind: str, choice: Callable[..., dict[str, Any]]
+    ) -> None:
+        self._id = f"{prefix}-{next(_numbers):x}"
+        self._kind = kind
+        self._chunk_kind = chunk_kind
+        self._choice = choice
+
+    def whole(self, created: int, model: str, answer: Finished) -> dict[str, Any]:
+        """Return a whole answer."""
+        choice = self._choice(answer.text, answer.finish_reason, first=True, chunk=False)
+        return {
+            "id": self._id,
+            "object": self._kind,
+            "created": created,
+            "model": model,
+            "choices": [choice],
+            "usage": _usage(answer),
+        }
+
+    def chunk(
+        self, created: int, model: str, text: str, reason: str | None, *, first: bool
+    ) -> bytes:
+        """Return one chunk of a stream."""
+        choice = self._choice(text, reason, first=first, chunk=True)
+        return self._encode_chunk(created, model, [choice], None)
+
+    def usage_chunk(self, created: int, model: str, answer: Finished) -> bytes:
+        """Return the chunk that holds the usage."""
+        return self._encode_chunk(created, model, [], _usage(answer))
+
+    def _encode_chunk(
+        self, created: int, model: str, choices: list[dict[str, Any]], usage: Any
+    ) -> bytes:
+        content = {
+            "id": self._id,
+            "object": self._chunk_kind,
+            "created": created,
+            "model": model,
+            "choices": choices,
+        }
+        if usage is not None:
+            content["usage"] = usage
+        return orjson.dumps(content)
+
+
+async def _answer(exchange: Exchange, body: _GenerationBody, text: str, writer: _Writer) -> None:
+    """Submit a request and write its answer, whole or as a stream."""
+    model = body.model or exchange.service.default_model
+    exchange.count_received(model)
+    ticket = submit(exchange, model, text, body.task, body.sampling())
+    created = int(exchange.service.wall_clock())
+    async with exchange.watch(ticket):
+        if body.stream:
+            await _stream(exchange, ticket, writer, created, include_usage=body.include_usage)
+        else:
+            answer = await ticket.result()
+            await exchange.send_json(200, writer.whole(created, exchange.answered_by, answer))
+
+
+async def _stream(
+    exchange: Exchange, ticket: Ticket, writer: _Writer, created: int, *, include_usage: bool
+) -> None:
+    """Send an answer as it is decoded.
+
+    The status line waits for the first event, so that a failure before it has its own status.
+    """
+    model = exchange.answered_by
+    first = True
+    async for event in ticket.events():
+        if first:
+            await exchange.start_events()
+        if isinstance(event, Token):
+            await exchange.send_event(writer.chunk(created, model, event.text, None, first=first))
+        else:
+            reason = event.finish_reason
+            await exchange.send_event(writer.chunk(created, model, "", reason, first=first))
+            if include_usage:
+                await exchange.send_event(writer.usage_chunk(created, model, event))
+        first = False
+    await exchange.send_event(b"[DONE]")
+    await exchange.end_events()
+
+
+def _usage(answer: Finished) -> dict[str, Any]:
+    return {
+        "prompt_tokens": answer.prompt_tokens,
+        "completion_tokens": answer.completion_tokens,
+        "total_tokens": answer.prompt_tokens + answer.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": answer.cached_tokens},
+    }

@@ -1,0 +1,112 @@
+"""The table of inference routes, and what happens around each of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+import structlog
+
+from inference.api import oip, openai
+from inference.api.http import Exchange, Receive, Scope, Send, Shape
+from inference.errors import ClientGoneError, MethodNotAllowedError, NotFoundError, ServiceError
+from inference.metrics import UNKNOWN
+from inference.service import InferenceService
+
+_log = structlog.get_logger(__name__)
+
+Handler = Callable[[Exchange], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One path with its method; ``counted`` routes are user load."""
+
+    method: str
+    path: str
+    handler: Handler
+    counted: bool = False
+    summary: str = ""
+
+    @property
+    def pattern(self) -> re.Pattern[str]:
+        """The path as a regular expression with named groups."""
+        escaped = re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", self.path)
+        return re.compile(rf"{escaped}/?")
+
+
+ROUTES = (
+    Route("POST", "/v1/completions", openai.completions, True, "Complete a prompt"),
+    Route("POST", "/v1/chat/completions", openai.chat_completions, True, "Answer a message"),
+    Route("GET", "/v1/models", openai.models, summary="List the models"),
+    Route("GET", "/v2", oip.server_metadata, summary="Server metadata"),
+    Route("GET", "/v2/health/live", oip.live, summary="Liveness"),
+    Route("GET", "/v2/health/ready", oip.ready, summary="Readiness"),
+    Route("POST", "/v2/repository/index", oip.repository_index, summary="Models and versions"),
+    Route("GET", "/v2/models/{model}", oip.model_metadata, summary="Model metadata"),
+    Route("GET", "/v2/models/{model}/ready", oip.model_ready, summary="Model readiness"),
+    Route("POST", "/v2/models/{model}/infer", oip.infer, True, "Infer"),
+    Route("GET", "/v2/models/{model}/versions/{version}", oip.model_metadata,
+          summary="Model metadata of a version"),
+    Route("GET", "/v2/models/{model}/versions/{version}/ready", oip.model_ready,
+          summary="Readiness of a version"),
+    Route("POST", "/v2/models/{model}/versions/{version}/infer", oip.infer, True,
+          "Infer with a version"),
+)  # fmt: skip
+
+
+def is_inference_path(path: str) -> bool:
+    """Say whether a path belongs to the protocols, known or not."""
+    return path in {"/v1", "/v2"} or path.startswith(("/v1/", "/v2/"))
+
+
+class InferenceRoutes:
+    """Pure ASGI application of the two protocols."""
+
+    def __init__(self, service: InferenceService) -> None:
+        self._service = service
+        self._table = [(route.pattern, route) for route in ROUTES]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one HTTP request."""
+        path = scope["path"]
+        shape = Shape.OIP if path.startswith("/v2") else Shape.OPENAI
+        route, params, error = self._match(scope["method"], path)
+        endpoint = route.path if route else UNKNOWN
+        exchange = Exchange(self._service, scope, receive, send, endpoint, shape, params)
+        try:
+            if route is None:
+                await exchange.send_error(error)
+            else:
+                await self._run(route, exchange)
+        finally:
+            if route is None or route.counted:
+                exchange.finish()
+
+    async def _run(self, route: Route, exchange: Exchange) -> None:
+        try:
+            await route.handler(exchange)
+        except ClientGoneError as error:
+            exchange.status = error.status
+        except ServiceError as error:
+            await exchange.send_error(error)
+        except Exception:
+            # The last line of defence: one bad request must not take the connection's others.
+            _log.exception("request_failed", path=route.path, request_id=exchange.request_id)
+            await exchange.send_error(ServiceError("internal error"))
+
+    def _match(
+        self, method: str, path: str
+    ) -> tuple[Route | None, Mapping[str, str], ServiceError]:
+        """Find the route of a request, or the error that there is none."""
+        allowed = []
+        for pattern, route in self._table:
+            match = pattern.fullmatch(path)
+            if match and route.method == method:
+                return route, match.groupdict(), NotFoundError("")
+            if match:
+                allowed.append(route.method)
+        if allowed:
+            return None, {}, MethodNotAllowedError(f"{path} takes {', '.join(allowed)}")
+        return None, {}, NotFoundError("no such endpoint", code="endpoint_not_found")

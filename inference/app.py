@@ -1,0 +1,139 @@
+"""Composition: the protocols as pure ASGI in front, FastAPI behind for everything else."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from inference.api import admin, health
+from inference.api.http import (
+    Receive,
+    Scope,
+    Send,
+    Shape,
+    error_content,
+    error_headers,
+    request_id_from,
+)
+from inference.api.openapi import describe
+from inference.api.routes import InferenceRoutes, is_inference_path
+from inference.errors import (
+    InvalidRequestError,
+    MethodNotAllowedError,
+    NotFoundError,
+    ServiceError,
+)
+from inference.faults import FaultControl
+from inference.metrics import UNKNOWN
+from inference.service import VERSION, InferenceService
+from inference.settings import InferenceSettings
+
+_log = structlog.get_logger(__name__)
+
+
+class InferenceApp:
+    """The ASGI application; `service` is open to whoever runs it."""
+
+    def __init__(self, service: InferenceService) -> None:
+        self.service = service
+        self._routes = InferenceRoutes(service)
+        self._rest = _fastapi(service)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        if scope["type"] == "http" and is_inference_path(scope["path"]):
+            await self._routes(scope, receive, send)
+        else:
+            await self._rest(scope, receive, send)
+
+
+def create_app(settings: InferenceSettings) -> InferenceApp:
+    """Build the application; workers start with its lifespan.
+
+    Raises:
+        OSError: the state directory cannot be written.
+    """
+    return InferenceApp(InferenceService(settings))
+
+
+def _fastapi(service: InferenceService) -> FastAPI:
+    """Build the part that is not on the hot path."""
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        await service.start()
+        try:
+            yield
+        finally:
+            await service.stop()
+
+    app = FastAPI(
+        title="Galen inference service",
+        version=VERSION,
+        description="OpenAI and Open Inference Protocol routes, health, metrics, administration.",
+        lifespan=lifespan,
+        redoc_url=None,
+    )
+    app.state.service = service
+    app.state.faults = FaultControl(service)
+    app.include_router(health.router)
+    app.include_router(admin.router)
+    app.add_exception_handler(ServiceError, _on_service_error)
+    app.add_exception_handler(RequestValidationError, _on_invalid_request)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(Exception, _on_bug)
+    describe(app)
+    return app
+
+
+def _error_response(request: Request, error: ServiceError) -> JSONResponse:
+    request_id = request_id_from(request.headers.get("x-request-id", ""))
+    headers = {"x-request-id": request_id, **error_headers(error)}
+    content = error_content(error, Shape.OPENAI, request_id)
+    return JSONResponse(content, error.status, headers)
+
+
+async def _on_service_error(request: Request, error: Exception) -> JSONResponse:
+    """Render our own errors."""
+    known = error if isinstance(error, ServiceError) else ServiceError("internal error")
+    return _error_response(request, known)
+
+
+async def _on_invalid_request(request: Request, error: Exception) -> JSONResponse:
+    """Render FastAPI's validation errors as 400, like those of the protocols."""
+    first: dict[str, Any] = {}
+    if isinstance(error, RequestValidationError):
+        first = dict(next(iter(error.errors()), {}))
+    where = ".".join(str(part) for part in first.get("loc", ()))
+    message = f"{where}: {first.get('msg', 'invalid')}"
+    return _error_response(request, InvalidRequestError(message, param=where or None))
+
+
+async def _on_http_error(request: Request, error: Exception) -> JSONResponse:
+    """Render unknown endpoints and wrong methods, and count them as such."""
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    rendered: ServiceError
+    if status == HTTPStatus.NOT_FOUND:
+        rendered = NotFoundError("no such endpoint", code="endpoint_not_found")
+    elif status == HTTPStatus.METHOD_NOT_ALLOWED:
+        rendered = MethodNotAllowedError(f"{request.url.path} does not take {request.method}")
+    else:
+        rendered = InvalidRequestError(HTTPStatus(status).phrase)
+    metrics = request.app.state.service.metrics
+    metrics.received(UNKNOWN, UNKNOWN)
+    metrics.finished(UNKNOWN, UNKNOWN, rendered.status, 0.0)
+    return _error_response(request, rendered)
+
+
+async def _on_bug(request: Request, error: Exception) -> JSONResponse:
+    """Answer in the usual shape when we are wrong; the traceback is in the log."""
+    _log.error("request_failed", path=request.url.path, error=repr(error))
+    return _error_response(request, ServiceError("internal error"))

@@ -1,0 +1,204 @@
+"""Dispatch: from the admission queue into the worker's slots and back, for one model.
+
+Everything here runs on the event loop. A slot counts as free only when the worker said so: a
+request whose client has left or whose deadline has passed still holds its slot until then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable
+
+import structlog
+
+from inference.admission import AdmissionQueue
+from inference.errors import (
+    ClientGoneError,
+    DeadlineExceededError,
+    InvalidRequestError,
+    ServiceError,
+    UnavailableError,
+)
+from inference.requests import GenerationRequest, Ticket, TicketState
+from inference.settings import InferenceSettings
+from inference.worker.link import WorkerLink
+from inference.worker.wire import Cancel, Failed, Finished, Generate, Token
+
+_log = structlog.get_logger(__name__)
+
+TicketListener = Callable[[Ticket, Finished], None]
+
+
+class Dispatcher:
+    """Queue and running requests of one model."""
+
+    def __init__(
+        self,
+        model: str,
+        settings: InferenceSettings,
+        clock: Callable[[], float],
+        on_finished: TicketListener,
+    ) -> None:
+        self._model = model
+        self._clock = clock
+        self._on_finished = on_finished
+        self.queue = AdmissionQueue(settings.max_queue, clock)
+        self.max_slots = settings.slots
+        self._numbers = itertools.count(1)
+        self._running: dict[int, Ticket] = {}
+        self._link: WorkerLink | None = None
+        self.pending_since: float | None = None
+        """Since when the worker has had work without a break; read by the supervisor's thread."""
+
+    @property
+    def running(self) -> int:
+        """Requests that hold a slot, canaries included."""
+        return len(self._running)
+
+    @property
+    def active_users(self) -> int:
+        """User requests that hold a slot."""
+        return sum(not ticket.request.canary for ticket in self._running.values())
+
+    @property
+    def idle(self) -> bool:
+        """Whether no user request waits or runs."""
+        return not self.queue.depth and not self.active_users
+
+    def submit(self, request: GenerationRequest, max_tokens: int) -> Ticket:
+        """Admit a request.
+
+        Raises:
+            OverloadedError: admission refuses it.
+            DeadlineExceededError: it arrived too late.
+        """
+        ticket = Ticket(request, next(self._numbers), max_tokens)
+        now = ticket.enqueued_at = self._clock()
+        if request.deadline <= now:
+            raise DeadlineExceededError("the deadline passed before the request was admitted")
+        self.queue.admit(ticket, self.running, self.max_slots)
+        loop = asyncio.get_running_loop()
+        ticket.expiry = loop.call_later(request.deadline - now, self._expire, ticket)
+        self.pump()
+        return ticket
+
+    def cancel(self, ticket: Ticket, error: ServiceError | None = None) -> None:
+        """End a request for its client, and take it off the engine."""
+        state = ticket.state
+        ticket.put(error or ClientGoneError("the client closed the connection"))
+        if state is TicketState.QUEUED:
+            self.queue.remove(ticket)
+        elif state is TicketState.RUNNING and self._link is not None:
+            self._link.send(Cancel(ticket.number))
+
+    def pump(self) -> None:
+        """Fill free slots from the queue."""
+        while self._link is not None and self.running < self.max_slots:
+            ticket = self.queue.pop()
+            if ticket is None:
+                return
+            now = self._clock()
+            if ticket.request.deadline <= now:
+                self._expire(ticket)
+                continue
+            if not self._running:
+                self.pending_since = now
+            ticket.state = TicketState.RUNNING
+            ticket.dispatched_at = now
+            self._running[ticket.number] = ticket
+            self._link.send(_generate(ticket))
+
+    def attach(self, link: WorkerLink) -> None:
+        """Begin to dispatch to a worker that is ready."""
+        self._link = link
+        self.pump()
+
+    def pause(self) -> None:
+        """Stop dispatching; what runs may finish."""
+        self._link = None
+
+    def lose(self, reason: str, *, planned: bool, retry_after_seconds: float) -> None:
+        """Deal with the requests of a worker that is gone.
+
+        After a planned restart those that did not begin to answer wait for the next worker; in all
+        other cases the request may be what killed the worker, and is not tried again.
+        """
+        self._link = None
+        self.pending_since = None
+        lost, self._running = list(self._running.values()), {}
+        for ticket in reversed(lost):
+            if ticket.state is TicketState.DONE:
+                continue
+            if planned and not ticket.request.stream:
+                ticket.state = TicketState.QUEUED
+                self.queue.requeue(ticket)
+            else:
+                ticket.put(
+                    UnavailableError(
+                        f"the engine failed: {reason}",
+                        code="engine_failed",
+                        retry_after_seconds=retry_after_seconds,
+                    )
+                )
+
+    def receive(self, message: Token | Finished | Failed) -> None:
+        """Take what the worker says about a request."""
+        ticket = self._running.get(message.number)
+        if ticket is None:
+            _log.warning("answer_without_request", model=self._model, number=message.number)
+            return
+        if isinstance(message, Token):
+            ticket.put(message)
+            return
+        del self._running[message.number]
+        self.pending_since = self._clock() if self._running else None
+        if isinstance(message, Finished):
+            self.queue.drain_rate.observe(self._clock() - ticket.dispatched_at)
+            if ticket.state is not TicketState.DONE:
+                self._on_finished(ticket, message)
+            ticket.put(message)
+        else:
+            ticket.put(_error_of(message))
+        self.pump()
+
+    def _expire(self, ticket: Ticket) -> None:
+        where = "waiting for a slot" if ticket.state is TicketState.QUEUED else "decoding"
+        error = DeadlineExceededError(f"the deadline passed while {where}", retry_after_seconds=1.0)
+        self.cancel(ticket, error)
+
+
+def _generate(ticket: Ticket) -> Generate:
+    """Build the message that hands a request to the worker."""
+    request = ticket.request
+    return Generate(
+        number=ticket.number,
+        task=request.task,
+        text=request.text,
+        max_tokens=ticket.max_tokens,
+        temperature=request.temperature,
+        top_p=request.top_p,
+        seed=request.seed,
+        stop=list(request.stop),
+        stream=request.stream,
+        deadline=request.deadline,
+    )
+
+
+def _error_of(failure: Failed) -> ServiceError:
+    """Translate a worker's refusal or failure for the client."""
+    match failure.code:
+        case "prompt_too_long":
+            return InvalidRequestError(failure.message, code="context_length_exceeded")
+        case "unknown_task":
+            return InvalidRequestError(failure.message, param="task")
+        case "deadline":
+            return DeadlineExceededError("the deadline passed while decoding")
+        case "cancelled":
+            return ClientGoneError(failure.message)
+        case _:
+            return UnavailableError(
+                f"the engine failed: {failure.message}",
+                code="engine_failed",
+                retry_after_seconds=1.0,
+            )

@@ -1,0 +1,306 @@
+"""One served model: its supervisor, its dispatcher, its version, and what they say together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from enum import StrEnum
+from typing import cast
+
+import structlog
+
+from inference.admission import RETRY_AFTER_LIMIT_SECONDS, retry_after
+from inference.dispatch import Dispatcher, TicketListener
+from inference.errors import ConflictError, UnavailableError
+from inference.model import ModelFormatError, ModelMetadata
+from inference.repository import ModelRepository
+from inference.settings import InferenceSettings
+from inference.worker.heartbeat import Heartbeat, WorkerState
+from inference.worker.launch import LaunchedWorker, WorkerProcess
+from inference.worker.link import WorkerLink
+from inference.worker.supervisor import (
+    RestartReason,
+    Supervisor,
+    SupervisorState,
+    Totals,
+    step_age_seconds,
+)
+from inference.worker.wire import (
+    ClearCache,
+    Failed,
+    Fault,
+    Finished,
+    InjectFault,
+    Load,
+    Loaded,
+    Message,
+    Ready,
+    Start,
+    Token,
+)
+
+_log = structlog.get_logger(__name__)
+
+# Used for Retry-After until the first load was measured.
+_ASSUMED_LOAD_SECONDS = 2.0
+
+
+class EngineState(StrEnum):
+    """The label ``state`` of ``engine_state``."""
+
+    IDLE = "idle"
+    BUSY = "busy"
+    STARTING = "starting"
+    DRAINING = "draining"
+    STALLED = "stalled"
+    RESTARTING = "restarting"
+    FAILED = "failed"
+
+
+class EngineHost:
+    """A model and the engine behind it. Methods belong to the event loop unless they say so."""
+
+    def __init__(
+        self,
+        model: str,
+        settings: InferenceSettings,
+        repository: ModelRepository,
+        clock: Callable[[], float],
+        on_finished: TicketListener,
+        wake_supervisor: Callable[[], None],
+    ) -> None:
+        self.model = model
+        self._settings = settings
+        self._repository = repository
+        self._clock = clock
+        self._wake_supervisor = wake_supervisor
+        self.dispatcher = Dispatcher(model, settings, clock, on_finished)
+        self.supervisor = Supervisor(model, settings, self._launch, self, clock)
+        self.ready: Ready | None = None
+        """What the running worker loaded; None while none is ready."""
+        self.load_seconds = 0.0
+        self.reload_failures = 0
+        self.persistent_faults: list[Fault] = []
+        self._connecting: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._link: WorkerLink | None = None
+        self._reload: asyncio.Future[Loaded] | None = None
+        self._metadata: tuple[int, ModelMetadata] | None = None
+
+    def bind(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Name the loop that everything here runs on."""
+        self._loop = loop
+
+    # --- what it says
+
+    def metadata(self) -> ModelMetadata | None:
+        """Return ``model.toml`` of the version in use, or None if it cannot be read."""
+        version = self.version
+        if self._metadata is None or self._metadata[0] != version:
+            try:
+                self._metadata = (version, self._repository.metadata(self.model, version))
+            except ModelFormatError as error:
+                _log.warning("model_metadata_unreadable", model=self.model, error=str(error))
+                return None
+        return self._metadata[1]
+
+    @property
+    def version(self) -> int:
+        """The version that serves, or that will once it is loaded."""
+        return self.ready.version if self.ready else self._repository.active(self.model)
+
+    def heartbeat(self) -> Heartbeat:
+        """Return the worker's newest record; an empty one without a worker."""
+        worker = self.supervisor.status.worker
+        return worker.heartbeat() if worker is not None else Heartbeat()
+
+    def totals(self) -> Totals:
+        """Return the counters over all workers so far; they never go down."""
+        status = self.supervisor.status
+        if status.worker is None:
+            return status.totals
+        return status.totals.plus(status.worker.heartbeat(), status.usage.cpu_seconds)
+
+    def step_age_seconds(self) -> float:
+        """Return the time since the last finished step while work is pending; 0 when idle."""
+        return step_age_seconds(self.heartbeat(), self.dispatcher.pending_since, self._clock())
+
+    def state(self) -> EngineState:
+        """Return what the engine does."""
+        status = self.supervisor.status
+        match status.state:
+            case SupervisorState.FAILED | SupervisorState.STOPPED:
+                return EngineState.FAILED
+            case SupervisorState.STARTING:
+                first = not status.restarts and not status.load_failures
+                return EngineState.STARTING if first else EngineState.RESTARTING
+            case SupervisorState.TERMINATING | SupervisorState.BACKOFF:
+                return EngineState.RESTARTING
+        record = self.heartbeat()
+        if self.step_age_seconds() > self._settings.stall_seconds:
+            return EngineState.STALLED
+        if record.state == WorkerState.DRAINING:
+            return EngineState.DRAINING
+        return EngineState.BUSY if record.batch_size else EngineState.IDLE
+
+    @property
+    def up(self) -> bool:
+        """Whether the worker lives and its model is loaded."""
+        return self.ready is not None and self.supervisor.status.state is SupervisorState.RUNNING
+
+    def check_available(self) -> None:
+        """Refuse at once what no engine will answer soon.
+
+        Raises:
+            UnavailableError: the engine is down and not by plan.
+        """
+        status = self.supervisor.status
+        if status.state in {SupervisorState.BACKOFF, SupervisorState.FAILED}:
+            raise UnavailableError(
+                f"the engine of {self.model} is down: {status.reason}",
+                retry_after_seconds=self._expected_return_seconds(),
+            )
+
+    def _expected_return_seconds(self) -> float:
+        status = self.supervisor.status
+        if status.state is SupervisorState.FAILED:
+            return RETRY_AFTER_LIMIT_SECONDS
+        backoff = max(0.0, status.retry_at - self._clock())
+        return retry_after(backoff + (self.load_seconds or _ASSUMED_LOAD_SECONDS))
+
+    # --- what it is told
+
+    def restart(self, reason: str) -> None:
+        """Restart the worker by plan; waiting requests stay."""
+        self.dispatcher.pause()
+        self.supervisor.restart(reason)
+        self._wake_supervisor()
+
+    def stop(self) -> None:
+        """End the worker for good."""
+        self.dispatcher.pause()
+        self.supervisor.stop()
+        self._wake_supervisor()
+
+    def clear_cache(self) -> None:
+        """Forget the prefix cache."""
+        if self._link is not None:
+            self._link.send(ClearCache())
+
+    def inject(self, fault: Fault) -> None:
+        """Hand a fault to the worker.
+
+        Raises:
+            ConflictError: there is no worker that could have it.
+        """
+        if self._link is None or self.ready is None:
+            raise ConflictError(f"the engine of {self.model} is not up")
+        self._link.send(InjectFault(fault.name, dict(fault.parameters)))
+
+    def clear_faults(self) -> None:
+        """Make the worker forget its faults, even in a hang."""
+        self.persistent_faults.clear()
+        worker = self.supervisor.status.worker
+        if isinstance(worker, LaunchedWorker) and worker.heartbeat().ready:
+            worker.clear_faults()
+
+    async def load_version(self, version: int) -> Loaded:
+        """Load a version beside the running one and swap when its golden prompts are right.
+
+        Raises:
+            ConflictError: no engine is up, or another load is under way.
+            UnavailableError: the worker went away, or did not finish in time.
+        """
+        if self._link is None or self.ready is None:
+            raise ConflictError(f"the engine of {self.model} is not up")
+        if self._reload is not None:
+            raise ConflictError(f"{self.model} is loading another version already")
+        self._reload = asyncio.get_running_loop().create_future()
+        folder = self._repository.folder(self.model, version)
+        self._link.send(Load(version, str(folder)))
+        try:
+            async with asyncio.timeout(self._settings.load_budget_seconds):
+                loaded = await self._reload
+        except TimeoutError:
+            raise UnavailableError(f"version {version} did not load in time") from None
+        finally:
+            self._reload = None
+        if loaded.reason:
+            self.reload_failures += 1
+        return loaded
+
+    # --- from the supervisor's thread
+
+    def _launch(self) -> WorkerProcess:
+        settings = self._settings
+        version = self._repository.active(self.model)
+        return LaunchedWorker(
+            Start(
+                folder=str(self._repository.folder(self.model, version).resolve()),
+                engine=settings.engine,
+                threads=settings.engine_threads,
+                cache_bytes=settings.prefix_cache_bytes,
+                faults=[[fault.name, dict(fault.parameters)] for fault in self.persistent_faults],
+            )
+        )
+
+    def worker_launched(self, worker: WorkerProcess) -> None:
+        """Connect to a new worker; called by the supervisor's thread."""
+        if self._loop is not None and not self._loop.is_closed():
+            launched = cast("LaunchedWorker", worker)
+            self._loop.call_soon_threadsafe(self._begin_connect, launched)
+
+    def worker_lost(self, reason: str, *, planned: bool) -> None:
+        """Tell the loop why; called by the supervisor's thread."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._forget, reason, planned)
+
+    def pending_since(self) -> float | None:
+        """Return since when the worker has work; called by the supervisor's thread."""
+        return self.dispatcher.pending_since
+
+    # --- the link
+
+    def _begin_connect(self, worker: LaunchedWorker) -> None:
+        self._connecting = asyncio.ensure_future(self._connect(worker))
+
+    async def _connect(self, worker: LaunchedWorker) -> None:
+        link = WorkerLink(self._receive, self._disconnected)
+        self._link = link
+        loop = asyncio.get_running_loop()
+        await loop.create_connection(lambda: link, sock=worker.connection)
+
+    def _receive(self, message: Message) -> None:
+        match message:
+            case Token() | Finished() | Failed():
+                self.dispatcher.receive(message)
+            case Ready():
+                self.ready = message
+                self.load_seconds = message.load_seconds
+                self._repository.mark_good(self.model, message.version)
+                if self._link is not None:
+                    self.dispatcher.attach(self._link)
+            case Loaded():
+                if self._reload is not None and not self._reload.done():
+                    self._reload.set_result(message)
+            case _:
+                _log.warning("worker_message_unexpected", kind=type(message).__name__)
+
+    def _disconnected(self, link: WorkerLink) -> None:
+        """The socket ended: the worker is dead or dying, whatever the supervisor knows yet."""
+        if link is not self._link:
+            return
+        planned = self.supervisor.status.ending is RestartReason.PLANNED
+        self._drop_worker("the worker ended", planned=planned)
+
+    def _forget(self, reason: str, planned: bool) -> None:
+        if self.ready is not None:
+            self._drop_worker(reason, planned=planned)
+
+    def _drop_worker(self, reason: str, *, planned: bool) -> None:
+        self._link = None
+        self.ready = None
+        retry = self._expected_return_seconds()
+        self.dispatcher.lose(reason, planned=planned, retry_after_seconds=retry)
+        if self._reload is not None and not self._reload.done():
+            self._reload.set_exception(UnavailableError(f"the worker is gone: {reason}"))

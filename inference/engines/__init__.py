@@ -1,0 +1,1 @@
+"""Engines: what turns token ids and a key-value cache into logits."""

@@ -1,0 +1,90 @@
+"""A request inside the service: what is asked, and the ticket that follows it to its end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+from inference.errors import ServiceError
+from inference.worker.wire import Finished, Token
+
+
+class TicketState(StrEnum):
+    """Where a request is."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One prompt, whichever protocol it came by. ``deadline`` is CLOCK_MONOTONIC seconds."""
+
+    request_id: str
+    model: str
+    task: str
+    text: str
+    deadline: float
+    max_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    stream: bool = False
+    canary: bool = False
+    low_priority: bool = False
+
+
+class Ticket:
+    """A request on its way through queue and engine; belongs to the event loop's thread."""
+
+    def __init__(self, request: GenerationRequest, number: int, max_tokens: int) -> None:
+        self.request = request
+        self.number = number
+        self.max_tokens = max_tokens
+        self.state = TicketState.QUEUED
+        self.enqueued_at = 0.0
+        self.dispatched_at = 0.0
+        self.expiry: asyncio.TimerHandle | None = None
+        # One event a token and the end; an answer cannot be longer than that.
+        self._events: asyncio.Queue[Token | Finished | ServiceError] = asyncio.Queue(max_tokens + 2)
+
+    def put(self, event: Token | Finished | ServiceError) -> None:
+        """Deliver an event; what comes after the end is dropped."""
+        if self.state is TicketState.DONE:
+            return
+        if not isinstance(event, Token):
+            self.state = TicketState.DONE
+            if self.expiry is not None:
+                self.expiry.cancel()
+        self._events.put_nowait(event)
+
+    async def events(self) -> AsyncIterator[Token | Finished]:
+        """Yield the texts of a streamed answer and its end.
+
+        Raises:
+            ServiceError: the request failed.
+        """
+        while True:
+            event = await self._events.get()
+            if isinstance(event, ServiceError):
+                raise event
+            yield event
+            if isinstance(event, Finished):
+                return
+
+    async def result(self) -> Finished:
+        """Wait for the end.
+
+        Raises:
+            ServiceError: the request failed.
+        """
+        while True:
+            event = await self._events.get()
+            if isinstance(event, ServiceError):
+                raise event
+            if isinstance(event, Finished):
+                return event

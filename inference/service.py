@@ -1,0 +1,352 @@
+"""The service: models, admission, degradation, health and faults behind one object.
+
+It belongs to one event loop. The HTTP layer translates protocols into `GenerationRequest` and back;
+nothing here knows about HTTP beyond the status that an error carries.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import structlog
+from pydantic import SecretStr
+
+from inference.admission import TokenBucket
+from inference.degradation import Degradation, Level, fallback_of
+from inference.engine_host import EngineHost
+from inference.errors import (
+    ConflictError,
+    NotFoundError,
+    OverloadedError,
+    UnavailableError,
+)
+from inference.health import Canary, HealthReport, judge
+from inference.metrics import EngineCollector, RequestMetrics
+from inference.model import GoldenPrompt
+from inference.repository import ModelRepository, bundled_repository
+from inference.requests import GenerationRequest, Ticket
+from inference.settings import InferenceSettings
+from inference.worker.supervisor import SupervisorThread
+from inference.worker.wire import Finished
+
+_log = structlog.get_logger(__name__)
+
+TOKEN_FILE = "admin_token"  # noqa: S105 - the name of a file
+VERSION = "0.1.0"
+_DRAIN_POLL_SECONDS = 0.02
+
+
+class InferenceService:
+    """Everything between the protocols and the workers."""
+
+    def __init__(
+        self,
+        settings: InferenceSettings,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.settings = settings
+        self.clock = clock
+        self.wall_clock = wall_clock
+        self.started_at = clock()
+        self.repository = ModelRepository(
+            settings.repository or bundled_repository(), settings.state_dir
+        )
+        self.admin_token = _admin_token(settings)
+        self.metrics = RequestMetrics()
+        self.hosts = {model: self._make_host(model) for model in settings.models}
+        self.canaries = {
+            model: Canary(host, settings, self._ask, clock) for model, host in self.hosts.items()
+        }
+        self.metrics.registry.register(
+            EngineCollector(self.hosts, self.health, lambda: self.degradation.level, clock)
+        )
+        self.degradation = Degradation(since_seconds=wall_clock())
+        self.rate = TokenBucket(settings.requests_per_second, clock)
+        self.draining = False
+        self.leaving = False
+        """Set at the first signal: not ready any more, while accepted requests are answered."""
+        self.tasks: list[asyncio.Task[None]] = []
+        self._supervisor = SupervisorThread(
+            [host.supervisor for host in self.hosts.values()], settings.supervisor_interval_seconds
+        )
+        self._request_numbers = 0
+
+    def _make_host(self, model: str) -> EngineHost:
+        return EngineHost(
+            model, self.settings, self.repository, self.clock, self._on_finished, self._wake
+        )
+
+    # --- life
+
+    async def start(self) -> None:
+        """Start workers and canaries; returns before the models are loaded.
+
+        Raises:
+            NotFoundError: the repository lacks a model that should be served.
+        """
+        loop = asyncio.get_running_loop()
+        for model, host in self.hosts.items():
+            self.repository.active(model)  # a missing model is an error of configuration: fail now
+            host.bind(loop)
+        self._supervisor.start()
+        self.tasks = [loop.create_task(canary.run()) for canary in self.canaries.values()]
+        _log.info("service_started", models=list(self.hosts), repository=str(self.repository.root))
+
+    async def stop(self) -> None:
+        """Finish accepted requests as far as time allows, then end the workers."""
+        self.draining = True
+        deadline = self.clock() + self.settings.drain_seconds
+        while not self.idle and self.clock() < deadline:
+            await asyncio.sleep(_DRAIN_POLL_SECONDS)
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        for host in self.hosts.values():
+            host.stop()
+        limit = 2 * self.settings.terminate_grace_seconds + 1.0
+        await asyncio.to_thread(self._supervisor.join, limit)
+        _log.info("service_stopped")
+
+    @property
+    def idle(self) -> bool:
+        """Whether no user request waits or runs."""
+        return all(host.dispatcher.idle for host in self.hosts.values())
+
+    @property
+    def supervised(self) -> bool:
+        """Whether the supervisor's thread lives; without it nothing would heal."""
+        return self._supervisor.is_alive()
+
+    def _wake(self) -> None:
+        self._supervisor.wake()
+
+    # --- requests
+
+    def host(self, model: str) -> EngineHost:
+        """Return a model's host.
+
+        Raises:
+            NotFoundError: the model is not served.
+        """
+        try:
+            return self.hosts[model]
+        except KeyError:
+            known = ", ".join(self.hosts)
+            raise NotFoundError(
+                f"no model {model!r}; this service has {known}",
+                code="model_not_found",
+                param="model",
+            ) from None
+
+    @property
+    def default_model(self) -> str:
+        """The model that answers when a request names none."""
+        return self.settings.models[0]
+
+    def submit(self, request: GenerationRequest) -> tuple[Ticket, str]:
+        """Admit a request; return its ticket and the model that will answer.
+
+        Raises:
+            ServiceError: it is refused; a refusal costs no engine time.
+        """
+        host = self.host(request.model)
+        try:
+            self._check_admission(request)
+            model = self._choose_model(request)
+            max_tokens = self.degradation.max_tokens(request, self.settings.degraded_max_tokens)
+            host = self.hosts[model]
+            host.check_available()
+            return host.dispatcher.submit(request, max_tokens), model
+        except (OverloadedError, UnavailableError) as error:
+            if not request.canary:
+                self.metrics.rejected(request.model, error.code)
+            raise
+
+    def cancel(self, ticket: Ticket, model: str) -> None:
+        """Give up a request whose client has left."""
+        self.hosts[model].dispatcher.cancel(ticket)
+        if not ticket.request.canary:
+            self.metrics.cancelled(ticket.request.model)
+
+    def _check_admission(self, request: GenerationRequest) -> None:
+        """Apply what holds for all models."""
+        if request.canary:
+            return
+        if self.draining:
+            raise UnavailableError(
+                "the service is draining", code="draining", retry_after_seconds=5.0
+            )
+        self.degradation.check(request)
+        wait = self.rate.take()
+        if wait > 0.0:
+            raise OverloadedError(
+                f"more than {self.rate.rate:g} requests per second",
+                code="rate_limit",
+                retry_after_seconds=max(1.0, wait),
+            )
+
+    def _choose_model(self, request: GenerationRequest) -> str:
+        model = self.degradation.model_for(request, self.settings.models)
+        if self.settings.automatic_fallback and not request.canary and not self.hosts[model].up:
+            fallback = fallback_of(model, self.settings.models)
+            return fallback if self.hosts[fallback].up else model
+        return model
+
+    def level_of(self, request: GenerationRequest, model: str) -> int:
+        """Return the degradation that an answer shows: the level, or 3 if a fallback answers."""
+        if model != request.model:
+            return max(self.degradation.level, Level.SMALL_MODEL)
+        return self.degradation.level
+
+    def _on_finished(self, ticket: Ticket, answer: Finished) -> None:
+        if not ticket.request.canary:
+            self.metrics.decoded(ticket, answer)
+
+    async def _ask(self, model: str, golden: GoldenPrompt) -> Finished:
+        """Send a golden prompt through the real queue."""
+        self._request_numbers += 1
+        request = GenerationRequest(
+            request_id=f"canary-{self._request_numbers}",
+            model=model,
+            task=golden.task,
+            text=golden.text,
+            deadline=self.clock() + self.settings.canary_deadline_seconds,
+            max_tokens=self.settings.max_output_tokens,
+            canary=True,
+        )
+        ticket, _ = self.submit(request)
+        return await ticket.result()
+
+    # --- health
+
+    @property
+    def serving_model(self) -> str:
+        """The model that answers requests for the default model now."""
+        if self.degradation.level >= Level.SMALL_MODEL:
+            return fallback_of(self.default_model, self.settings.models)
+        return self.default_model
+
+    def health(self) -> HealthReport:
+        """Judge the five layers of the serving model."""
+        return self.health_of(self.serving_model)
+
+    def health_of(self, model: str) -> HealthReport:
+        """Judge the five layers of a model."""
+        return judge(self.hosts[model], self.canaries[model], self.settings, self.clock())
+
+    def not_ready_reason(self) -> str:
+        """Return why no traffic should come, or nothing."""
+        if self.draining or self.leaving:
+            return "draining"
+        if self.degradation.level >= Level.REFUSE:
+            return f"degradation level 4: {self.degradation.reason}"
+        report = self.health()
+        bad = [f"{name}: {layer.reason}" for name, layer in report.layers.items() if not layer.ok]
+        return "; ".join(bad)
+
+    @property
+    def started(self) -> bool:
+        """Whether the default model once answered a golden prompt."""
+        return self.canaries[self.default_model].passed_once
+
+    # --- administration
+
+    def set_degradation(self, level: Level, reason: str) -> None:
+        """Change the degradation level."""
+        self.degradation = Degradation(level, reason, self.wall_clock())
+        _log.info("degradation_changed", level=int(level), reason=reason)
+
+    def set_limits(self, changes: dict[str, Any]) -> None:
+        """Change limits; None sets a limit back to the configured one, or lifts the rate limit."""
+        for host in self.hosts.values():
+            dispatcher = host.dispatcher
+            if "max_queue" in changes:
+                dispatcher.queue.max_queue = changes["max_queue"] or self.settings.max_queue
+            if "max_slots" in changes:
+                dispatcher.max_slots = changes["max_slots"] or self.settings.slots
+                dispatcher.pump()
+        if "requests_per_second" in changes:
+            self.rate.set_rate(changes["requests_per_second"])
+        _log.info("limits_changed", **changes)
+
+    async def reload(self, model: str, version: int | None) -> int:
+        """Load a version beside the running one, prove it, and swap; return the version.
+
+        Without a version it is the newest that is not quarantined. A version that fails is
+        quarantined and the old one keeps serving.
+
+        Raises:
+            NotFoundError: there is no such model or version.
+            ConflictError: the version failed to load or to answer its golden prompts.
+        """
+        host = self.host(model)
+        wanted = (
+            self.repository.newest(model)
+            if version is None
+            else self.repository.require(model, version)
+        )
+        loaded = await host.load_version(wanted)
+        if loaded.reason:
+            self.repository.quarantine(model, wanted, loaded.reason)
+            _log.warning("reload_failed", model=model, version=wanted, reason=loaded.reason)
+            raise ConflictError(
+                f"version {wanted} was not taken into service: {loaded.reason}", code="load_failed"
+            )
+        self.repository.activate(model, wanted)
+        _log.info("reloaded", model=model, version=wanted)
+        return wanted
+
+    async def rollback(self, model: str) -> int:
+        """Go back to the previous good version and quarantine the one in use.
+
+        Raises:
+            NotFoundError: the model is not served.
+            ConflictError: there is nothing to go back to, or it failed to load.
+        """
+        host = self.host(model)
+        current = self.repository.active(model)
+        previous = self.repository.previous_good(model)
+        if host.up:
+            await self.reload(model, previous)
+        else:
+            self.repository.activate(model, previous)
+            host.restart(f"roll back from version {current} to {previous}")
+        self.repository.quarantine(model, current, "rolled back")
+        _log.info("rolled_back", model=model, version=previous, quarantined=current)
+        return previous
+
+    def drain(self, *, enabled: bool) -> None:
+        """Refuse new requests, or accept them again."""
+        self.draining = enabled
+        _log.info("drain_changed", drain=enabled)
+
+
+def _admin_token(settings: InferenceSettings) -> SecretStr:
+    """Return the configured token, the one in the state directory, or a new one put there."""
+    if settings.admin_token is not None:
+        return settings.admin_token
+    path = settings.state_dir / TOKEN_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    token = _read_token(path)
+    if token:
+        return SecretStr(token)
+    token = secrets.token_urlsafe(32)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="ascii") as file:
+        os.fchmod(file.fileno(), 0o600)
+        file.write(token)
+    return SecretStr(token)
+
+
+def _read_token(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except FileNotFoundError:
+        return ""

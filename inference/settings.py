@@ -1,0 +1,165 @@
+"""Settings of the inference service."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+
+MIB = 1024 * 1024
+
+
+class InferenceSettings(BaseModel):
+    """Everything that can be set; times are seconds, sizes bytes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    # --- models
+    state_dir: Path = Field(
+        default=Path("var/service"),
+        description="Directory of the service's own files: admin token, versions in use.",
+    )
+    repository: Path | None = Field(
+        default=None,
+        description="Model repository <model>/<version>/; none is the bundled one, read-only.",
+    )
+    models: tuple[str, ...] = Field(
+        default=("demo-lm", "demo-lm-small"),
+        min_length=1,
+        max_length=8,
+        description="Models to serve; the first is the default, the next one its fallback.",
+    )
+    engine: Literal["onnx", "tensorrt", "tensorrt_rtx"] = Field(
+        default="onnx", description="Library that runs the models."
+    )
+    engine_threads: int = Field(
+        default=1, ge=1, le=64, description="Threads inside one engine (ONNX Runtime intra-op)."
+    )
+    slots: int = Field(
+        default=2, ge=1, le=64, description="Key-value cache slots: requests decoded together."
+    )
+    prefix_cache_bytes: int = Field(
+        default=32 * MIB, ge=0, le=4096 * MIB, description="Limit of the prefix cache; 0 is off."
+    )
+
+    # --- admission
+    max_queue: int = Field(
+        default=32, ge=1, le=10_000, description="Requests that may wait for a slot of a model."
+    )
+    requests_per_second: float | None = Field(
+        default=None, gt=0, le=1e6, description="Rate limit of user requests; none is no limit."
+    )
+    sentiment_deadline_seconds: float = Field(
+        default=0.8, gt=0, le=600, description="End-to-end deadline of sentiment requests."
+    )
+    chat_deadline_seconds: float = Field(
+        default=1.5, gt=0, le=600, description="End-to-end deadline of all other requests."
+    )
+    default_max_tokens: int = Field(
+        default=64, ge=1, le=4096, description="Length of an answer when a request names none."
+    )
+    max_output_tokens: int = Field(
+        default=128, ge=1, le=4096, description="Longest answer; longer wishes are cut to it."
+    )
+    max_body_bytes: int = Field(
+        default=256 * 1024, ge=1024, le=64 * MIB, description="Largest request body, else 413."
+    )
+    max_prompt_characters: int = Field(
+        default=8192, ge=1, le=1_000_000, description="Longest prompt text, else 400."
+    )
+
+    # --- degradation
+    degraded_max_tokens: int = Field(
+        default=16, ge=1, le=4096, description="Longest answer at degradation level 2 and above."
+    )
+    automatic_fallback: bool = Field(
+        default=False,
+        description="Answer with the fallback model while the default model's engine is down.",
+    )
+
+    # --- health
+    canary_interval_seconds: float = Field(
+        default=2.0, gt=0, le=3600, description="Time between two golden prompts of a model."
+    )
+    canary_deadline_seconds: float = Field(
+        default=3.0, gt=0, le=600, description="Deadline of a golden prompt."
+    )
+    stall_seconds: float = Field(
+        default=2.0,
+        gt=0,
+        le=600,
+        description="Pending work without a finished step for this long makes the context layer "
+        "fail and the state `stalled`; nothing is restarted yet.",
+    )
+
+    # --- supervision
+    progress_budget_seconds: float = Field(
+        default=15.0,
+        gt=0,
+        le=3600,
+        description="Pending work without a finished step for this long means a hang: the worker "
+        "is restarted. Above the stall limit, so that an outside healer can act first.",
+    )
+    load_budget_seconds: float = Field(
+        default=60.0, gt=0, le=7200, description="A load that takes longer is a hang."
+    )
+    memory_limit_bytes: int = Field(
+        default=1024 * MIB,
+        ge=64 * MIB,
+        le=2**50,
+        description="Resident memory of a worker above which it is restarted.",
+    )
+    terminate_grace_seconds: float = Field(
+        default=1.0, gt=0, le=600, description="Time between SIGTERM and SIGKILL."
+    )
+    restart_budget: int = Field(
+        default=8, ge=1, le=1000, description="Unplanned restarts allowed inside the window."
+    )
+    restart_window_seconds: float = Field(
+        default=300.0, gt=0, le=86_400, description="Window of the restart budget."
+    )
+    load_attempts: int = Field(
+        default=3, ge=1, le=100, description="Loads in a row that may fail before giving up."
+    )
+    backoff_initial_seconds: float = Field(
+        default=0.1, ge=0, le=600, description="Wait before the first unplanned restart."
+    )
+    backoff_limit_seconds: float = Field(
+        default=10.0, ge=0, le=3600, description="Longest wait; each restart in a row doubles it."
+    )
+    stable_seconds: float = Field(
+        default=30.0, gt=0, le=86_400, description="Uptime after which the backoff starts anew."
+    )
+    supervisor_interval_seconds: float = Field(
+        default=0.25, gt=0, le=60, description="Time between two looks at a worker."
+    )
+
+    # --- administration
+    admin_token: SecretStr | None = Field(
+        default=None,
+        description="Bearer token of /admin; none is generated into state_dir/admin_token (0600).",
+    )
+    allow_faults: bool = Field(
+        default=False, description="Accept fault injection through /admin/faults. Drills only."
+    )
+    drain_seconds: float = Field(
+        default=10.0, gt=0, le=3600, description="Longest wait for accepted requests at shutdown."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> InferenceSettings:
+        if self.progress_budget_seconds <= self.stall_seconds:
+            raise ValueError(
+                "progress_budget_seconds must be above stall_seconds: a worker is restarted "
+                "only after it was seen to stall"
+            )
+        if len(set(self.models)) != len(self.models):
+            raise ValueError("models must not name a model twice")
+        return self
+
+    def deadline_seconds(self, task: str) -> float:
+        """Return the end-to-end deadline of a task."""
+        if task == "sentiment":
+            return self.sentiment_deadline_seconds
+        return self.chat_deadline_seconds

@@ -1,0 +1,48 @@
+"""The front's end of the socket to a worker, on the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import cast
+
+import structlog
+
+from inference.worker.wire import FrameDecoder, Message, WireError, encode
+
+_log = structlog.get_logger(__name__)
+
+
+class WorkerLink(asyncio.Protocol):
+    """Sends messages to one worker and hands on what comes back."""
+
+    def __init__(
+        self, on_message: Callable[[Message], None], on_lost: Callable[[WorkerLink], None]
+    ) -> None:
+        self._on_message = on_message
+        self._on_lost = on_lost
+        self._frames = FrameDecoder()
+        self._transport: asyncio.WriteTransport | None = None
+
+    def send(self, message: Message) -> None:
+        """Send without waiting; what is in flight is bounded by the worker's slots."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(encode(message))
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the transport."""
+        self._transport = cast("asyncio.WriteTransport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Hand on the messages that arrived."""
+        try:
+            for message in self._frames.feed(data):
+                self._on_message(message)
+        except WireError as error:
+            _log.error("worker_frame_invalid", error=str(error))
+            if self._transport is not None:
+                self._transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Say that the worker is gone."""
+        self._on_lost(self)
