@@ -1,0 +1,147 @@
+"""One tick of thinking: detect, group, diagnose, write down.
+
+The stages do not reach back, and one that fails is logged and does not stop the others: without
+detection there is nothing new to group, but open incidents are still told to those that heal them.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol, TypeVar
+
+import structlog
+
+from analysis.detection.contract import Detections, FloatArray
+from analysis.diagnosis.causes import CauseCatalogue, catalogue
+from analysis.diagnosis.memory import EvidenceMemory
+from analysis.diagnosis.ranking import Diagnoser
+from analysis.findings import Incident, IncidentState
+from analysis.history import History
+from analysis.incident_changes import ChangeKind, IncidentChange, IncidentTick
+from analysis.incidents import IncidentTracker
+from analysis.journal import EventKind, Journal
+from analysis.settings import AnalysisSettings
+from collectors.contract import Sample
+
+_log = structlog.get_logger(__name__)
+
+Result = TypeVar("Result")
+
+_EVENTS = {
+    ChangeKind.OPENED: EventKind.INCIDENT_OPENED,
+    ChangeKind.REOPENED: EventKind.INCIDENT_OPENED,
+    ChangeKind.UPDATED: EventKind.INCIDENT_UPDATED,
+    ChangeKind.RESOLVED: EventKind.INCIDENT_RESOLVED,
+}
+
+
+class Pipeline(Protocol):
+    """What the analyst needs of detection."""
+
+    def tick(self, now_seconds: float, row: FloatArray) -> Detections:
+        """Score the newest row of the history."""
+
+
+_MAX_UNWRITTEN = 1000
+"""Changes kept while the journal cannot be written; an hour of trouble makes far fewer."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnalystTick:
+    """What one tick found."""
+
+    detections: Detections
+    incidents: Sequence[Incident]
+    """Those that are open now, the oldest first."""
+    changes: Sequence[IncidentChange]
+
+
+class Analyst:
+    """Turns samples into incidents in the journal. Open incidents are taken up again at construction.
+
+    Args:
+        settings: the ``[analysis]`` table.
+        journal: where incidents and events are written.
+        history: the recent past; :meth:`tick` appends to it.
+        pipeline: detection over that history.
+        causes: the cause catalogue; the bundled one when left out.
+    """
+
+    def __init__(
+        self,
+        settings: AnalysisSettings,
+        journal: Journal,
+        history: History,
+        pipeline: Pipeline,
+        causes: CauseCatalogue | None = None,
+    ) -> None:
+        self._journal = journal
+        self._history = history
+        self._pipeline = pipeline
+        causes = causes or catalogue()
+        self._tracker = IncidentTracker(
+            settings.incidents,
+            Diagnoser(settings.diagnosis, causes),
+            EvidenceMemory(settings.memory, causes),
+        )
+        self._unwritten: deque[IncidentChange] = deque()
+        restored = journal.incidents(state=IncidentState.OPEN)
+        self._tracker.restore(restored)
+        if restored:
+            _log.info("incidents_taken_up", incidents=[each.id for each in restored])
+
+    @property
+    def suppressed(self) -> int:
+        """How many groups of anomalies diagnosis has called no fault since the start."""
+        return self._tracker.suppressed
+
+    def tick(self, now_seconds: float, samples: Sequence[Sample]) -> AnalystTick:
+        """Take in one tick of samples and return what they mean."""
+        row = self._history.append(now_seconds, samples)
+        detections = self._guarded(
+            "detection",
+            lambda: self._pipeline.tick(now_seconds, row),
+            Detections(now_seconds, (), {}),
+        )
+        nothing = IncidentTick(self._tracker.open_incidents, (), ())
+        if detections.states:
+            found = self._guarded("incidents", lambda: self._tracker.tick(detections), nothing)
+        else:
+            found = nothing
+        self._write(found)
+        return AnalystTick(detections, found.incidents, found.changes)
+
+    def _write(self, found: IncidentTick) -> None:
+        # A change that could not be written is tried again, in order, before anything newer.
+        self._unwritten.extend(found.changes)
+        while len(self._unwritten) > _MAX_UNWRITTEN:
+            lost = self._unwritten.popleft()
+            _log.error("incident_change_lost", incident=lost.incident.id, kind=lost.kind.value)
+        while self._unwritten:
+            record = partial(self._record, self._unwritten[0])
+            if not self._guarded("journal", record, False):
+                return
+            self._unwritten.popleft()
+        for incident in found.refreshed:
+            self._guarded("journal", partial(self._journal.save_incident, incident), None)
+
+    def _record(self, change: IncidentChange) -> bool:
+        self._journal.save_incident(change.incident)
+        self._journal.append(
+            _EVENTS[change.kind],
+            time_seconds=change.incident.updated_seconds,
+            summary=change.summary,
+            incident_id=change.incident.id,
+            data=change.data,
+        )
+        return True
+
+    def _guarded(self, stage: str, work: Callable[[], Result], otherwise: Result) -> Result:
+        try:
+            return work()
+        except Exception:  # noqa: BLE001 - the watch loop outlives any fault of one stage
+            _log.exception("analysis_stage_failed", stage=stage)
+            return otherwise

@@ -1,0 +1,84 @@
+"""A short memory of what was worst, so that a fault that shows for one tick still counts.
+
+A crash is one event in one scrape; a supervisor may have the engine back before diagnosis is sure. The
+memory shows diagnosis the worst recent state of each series for a while after it has passed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+from analysis.detection.contract import Detections, SignalState
+from analysis.diagnosis.causes import CauseCatalogue, Level
+from analysis.diagnosis.evidence import is_event
+from analysis.diagnosis.settings import MemorySettings
+from collectors.contract import SeriesKey
+
+
+@dataclass(slots=True)
+class _Kept:
+    state: SignalState
+    last_seen_seconds: float
+
+
+class EvidenceMemory:
+    """Keeps the worst state of every series that deviated lately.
+
+    Args:
+        settings: how long events and states are kept.
+        causes: the catalogue, whose levels make a state worth keeping without any deviation.
+    """
+
+    def __init__(self, settings: MemorySettings, causes: CauseCatalogue) -> None:
+        self._settings = settings
+        self._levels: dict[str, list[Level]] = {}
+        for each in causes.observations.values():
+            if each.level is not None and not each.also_deviates:
+                self._levels.setdefault(each.signal, []).append(each.level)
+        self._kept: dict[SeriesKey, _Kept] = {}
+
+    def remember(self, detections: Detections) -> Detections:
+        """Take in one tick and return it with what passed recently still in it.
+
+        The anomalies stay those of the tick: what has passed explains, and raises nothing.
+        """
+        now = detections.time_seconds
+        for key, state in detections.states.items():
+            if self._is_notable(state):
+                self._keep(key, state, now)
+        self._drop_expired(now)
+        merged = dict(detections.states)
+        merged.update({key: kept.state for key, kept in self._kept.items()})
+        return replace(detections, states=merged)
+
+    def forget(self, entities: Collection[str]) -> None:
+        """Forget a set of entities, so that one fault does not colour the next one's diagnosis."""
+        self._kept = {key: kept for key, kept in self._kept.items() if key.entity not in entities}
+
+    def _keep(self, key: SeriesKey, state: SignalState, now: float) -> None:
+        kept = self._kept.get(key)
+        turned = kept is not None and kept.state.direction is not state.direction
+        if kept is None or turned or state.score >= kept.state.score:
+            self._kept[key] = _Kept(state, now)
+        else:
+            kept.last_seen_seconds = now
+
+    def _is_notable(self, state: SignalState) -> bool:
+        if state.active or state.score >= 1:
+            return True
+        if state.observed is None:
+            return False
+        levels = self._levels.get(state.key.signal, ())
+        return any(level.holds(state.observed) for level in levels)
+
+    def _drop_expired(self, now: float) -> None:
+        def lifetime(key: SeriesKey) -> float:
+            event = is_event(key.signal)
+            return self._settings.event_seconds if event else self._settings.state_seconds
+
+        self._kept = {
+            key: kept
+            for key, kept in self._kept.items()
+            if now - kept.last_seen_seconds <= lifetime(key)
+        }

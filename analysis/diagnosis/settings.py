@@ -1,0 +1,87 @@
+"""Settings of diagnosis, on line and off line."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class DiagnosisSettings(BaseModel):
+    """How evidence is weighed. The weights themselves are data, in ``causes.toml``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    weak_score: float = Field(
+        0.8, ge=0, le=5, description="Anomaly score at which a deviation begins to count as seen."
+    )
+    strong_score: float = Field(
+        1.6, gt=0, le=50, description="Anomaly score from which a deviation counts fully as seen."
+    )
+    item_cap_nats: float = Field(
+        4.0, gt=0, le=20, description="The most that one observation may add or take, in nats."
+    )
+    group_decay: float = Field(
+        0.4,
+        ge=0,
+        le=1,
+        description="Weight of each further observation of a group of signals that move together.",
+    )
+    absent_counter_cap_nats: float = Field(
+        1.5,
+        ge=0,
+        le=20,
+        description="The most that a cause may gain from counter-signals that are not there.",
+    )
+    missing_required_nats: float = Field(
+        3.0, ge=0, le=20, description="Penalty for each required observation that is not there."
+    )
+    unverifiable_nats: float = Field(
+        1.0,
+        ge=0,
+        le=20,
+        description="Penalty for each required observation that nothing measures now.",
+    )
+    onset_tolerance_seconds: float = Field(
+        3.0,
+        ge=0,
+        le=600,
+        description="How much later than the first symptom a cause's own change may be seen; about "
+        "three scrape periods.",
+    )
+    onset_decay_seconds: float = Field(
+        30.0, gt=0, le=3600, description="How fast internal changes that come later lose weight."
+    )
+    onset_floor: float = Field(
+        0.5, ge=0, le=1, description="The least share of its weight that a late change keeps."
+    )
+    temperature: float = Field(
+        1.3,
+        gt=0.1,
+        le=10,
+        description="Divides the log-odds before the softmax: observations are not independent, so "
+        "that plain odds are too sure of themselves.",
+    )
+    min_confidence: float = Field(
+        0.35, ge=0, le=1, description="Below this the verdict is unknown, whatever leads."
+    )
+    max_hypotheses: int = Field(6, ge=5, le=30, description="How many hypotheses are kept.")
+    listed_weight_nats: float = Field(
+        0.1, ge=0, le=5, description="Reasons that weigh less than this are not listed."
+    )
+    service_hosts: dict[str, str] = Field(
+        default_factory=dict,
+        description="Which host a service runs on, as entity names: {'service/llm': 'host/box1'}. "
+        "Not needed where there is one host only.",
+    )
+
+
+class MemorySettings(BaseModel):
+    """How long diagnosis remembers what has passed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    event_seconds: float = Field(
+        30.0, ge=0, le=3600, description="How long an event, such as a crash, counts as evidence."
+    )
+    state_seconds: float = Field(
+        6.0, ge=0, le=3600, description="How long a deviation counts after it has ended."
+    )

@@ -1,0 +1,69 @@
+"""Numbers and times in words that a person on call can read at a glance."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime
+
+_ENGINE_STATES = ("idle", "busy", "starting", "draining", "stalled", "restarting", "failed")
+_BYTE_STEPS = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
+
+
+def clock_words(time_seconds: float) -> str:
+    """Return the time of day in UTC: ``03:12:07``."""
+    return datetime.fromtimestamp(time_seconds, tz=UTC).strftime("%H:%M:%S")
+
+
+def number_words(value: float) -> str:
+    """Return a number with the digits that are worth reading: ``0.031``, ``4.2``, ``1,250``."""
+    if not math.isfinite(value):
+        return "not a number"
+    size = abs(value)
+    if size >= 100 or value == round(value):
+        return f"{value:,.0f}"
+    if size >= 10:
+        return f"{value:.1f}"
+    return f"{value:.2g}" if size < 1 else f"{value:.2f}"
+
+
+def value_words(value: float, unit: str) -> str:
+    """Return a value with its unit: ``31 requests``, ``2.0 GiB``, ``37 %``, ``41 ms``, ``no``."""
+    if not math.isfinite(value):
+        return "not a number"
+    if unit in {"bool", "state"}:
+        return _state_words(value, unit)
+    if unit == "ratio":
+        return f"{number_words(round(100 * value, 2))} %"
+    if unit == "seconds" and 0 < abs(value) < 1:
+        return f"{number_words(1000 * value)} ms"
+    if unit.startswith("bytes"):
+        return _byte_words(value) + unit.removeprefix("bytes")
+    plain = unit in {"count", "event", "code", "bitmask", "level", ""}
+    return number_words(value) if plain else f"{number_words(value)} {unit}"
+
+
+def range_words(low: float | None, high: float | None, expected: float | None, unit: str) -> str:
+    """Return the normal range: ``normally 0 to 4``, ``normally about 3``, or nothing when unknown."""
+    if low is not None and high is not None:
+        least, most = value_words(low, unit), value_words(high, unit)
+        if least == most:
+            return f"normally {least}"
+        suffix = least.removeprefix(least.split(" ", 1)[0])
+        if suffix and most.endswith(suffix):
+            least = least.removesuffix(suffix)
+        return f"normally {least} to {most}"
+    return "" if expected is None else f"normally about {value_words(expected, unit)}"
+
+
+def _state_words(value: float, unit: str) -> str:
+    if unit == "bool":
+        return "yes" if value >= 0.5 else "no"
+    index = int(value)
+    return _ENGINE_STATES[index] if 0 <= index < len(_ENGINE_STATES) else number_words(value)
+
+
+def _byte_words(value: float) -> str:
+    for size, name in _BYTE_STEPS:
+        if abs(value) >= size:
+            return f"{value / size:.1f} {name}"
+    return f"{number_words(value)} B"

@@ -1,0 +1,404 @@
+"""Incidents: which anomalies belong together, when to tell, and when it is over.
+
+Anomalies of one stack (a host, its GPUs, the services on it and their collectors) belong together. A
+group opens an incident when diagnosis calls it a fault, or when a symptom lasts that no cause explains;
+what diagnosis calls a change of load or a planned restart opens nothing. While an incident is open its
+diagnosis keeps the best explanation seen, because remedies and recovery change the picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from analysis.detection.contract import Detections
+from analysis.diagnosis.causes import Cause, Role
+from analysis.diagnosis.evidence import is_event
+from analysis.diagnosis.memory import EvidenceMemory
+from analysis.diagnosis.ranking import Diagnoser, Diagnosis
+from analysis.findings import Anomaly, Incident, IncidentState, Severity, Verdict
+from analysis.incident_changes import (
+    ChangeKind,
+    IncidentChange,
+    IncidentTick,
+    cause_words,
+    change_of,
+    incident_id,
+)
+from analysis.incident_opening import Anomalies, OpeningGate, merge_anomalies
+from analysis.settings import IncidentSettings
+from analysis.topology import Topology
+from collectors.contract import SeriesKey
+from collectors.entities import kind_of
+
+_SEVERITIES = (Severity.INFO, Severity.WARNING, Severity.CRITICAL)
+_HOLDING_RATIO = 2.5
+"""A signal keeps an incident open when the cause makes it this much more likely than the background."""
+_KEPT_RESOLVED = 20
+
+
+@dataclass(slots=True)
+class _Open:
+    """An open incident and what is needed to change it calmly."""
+
+    incident: Incident
+    stack: str
+    on_gpu: bool
+    clear_since_seconds: float | None = None
+    challenger: str = ""
+    challenger_ticks: int = 0
+
+
+@dataclass(slots=True)
+class _Told:
+    """What one tick collects for its result."""
+
+    changes: list[IncidentChange] = field(default_factory=list)
+    refreshed: list[Incident] = field(default_factory=list)
+
+
+class IncidentTracker:
+    """The state machine of incidents. Call :meth:`tick` once a tick, with times that never go back.
+
+    Args:
+        settings: the debouncing.
+        diagnoser: explains groups of anomalies.
+        memory: what diagnosis remembers of the recent past.
+    """
+
+    def __init__(
+        self, settings: IncidentSettings, diagnoser: Diagnoser, memory: EvidenceMemory
+    ) -> None:
+        self._settings = settings
+        self._diagnoser = diagnoser
+        self._memory = memory
+        self._gate = OpeningGate(settings, diagnoser.causes)
+        self._open: list[_Open] = []
+        self._resolved: list[_Open] = []
+
+    @property
+    def open_incidents(self) -> tuple[Incident, ...]:
+        """The incidents that are open, the oldest first."""
+        return tuple(each.incident for each in self._open)
+
+    @property
+    def suppressed(self) -> int:
+        """How many groups of anomalies diagnosis has called no fault."""
+        return self._gate.suppressed
+
+    def restore(self, incidents: Iterable[Incident]) -> None:
+        """Take up open incidents again, such as after a restart of the watch loop."""
+        for incident in sorted(incidents, key=lambda each: (each.opened_seconds, each.id)):
+            topology = Topology([incident.entity, *(each.entity for each in incident.anomalies)])
+            on_gpu = all(_on_gpu_side(each) for each in incident.anomalies)
+            self._open.append(
+                _Open(
+                    incident,
+                    topology.stack_of(incident.entity),
+                    on_gpu and bool(incident.anomalies),
+                )
+            )
+
+    def tick(self, detections: Detections) -> IncidentTick:
+        """Move every incident on by one tick."""
+        now = detections.time_seconds
+        remembered = self._memory.remember(detections)
+        topology = self._diagnoser.topology({key.entity for key in remembered.states})
+        for each in self._open:
+            each.stack = topology.stack_of(each.incident.entity)
+        by_stack: dict[str, list[Anomaly]] = {}
+        for anomaly in detections.anomalies:
+            by_stack.setdefault(topology.stack_of(anomaly.entity), []).append(anomaly)
+        stacks = set(by_stack) | {each.stack for each in self._open} | self._gate.stacks
+        visible = {
+            key.entity for key, state in detections.states.items() if state.observed is not None
+        }
+        told = _Told()
+        for stack in sorted(stacks):
+            anomalies = self._without_old_events(stack, by_stack.get(stack, []))
+            members = topology.members(stack) or frozenset(a.entity for a in anomalies)
+            diagnosis = self._diagnoser.diagnose(now, remembered, members) if members else None
+            owner = self._tick_open(now, stack, anomalies, diagnosis, visible, told)
+            if diagnosis is None or owner is not None:
+                self._gate.drop(stack)
+            else:
+                self._consider_opening(stack, anomalies, diagnosis, told)
+            self._forget_resolved(now, stack, members)
+        return IncidentTick(self.open_incidents, tuple(told.changes), tuple(told.refreshed))
+
+    def _tick_open(  # noqa: PLR0917 - one tick of one stack is these six things
+        self,
+        now: float,
+        stack: str,
+        anomalies: Sequence[Anomaly],
+        diagnosis: Diagnosis | None,
+        visible: Collection[str],
+        told: _Told,
+    ) -> _Open | None:
+        """Move the open incidents of a stack on and return the one that the diagnosis speaks of."""
+        opened = [each for each in self._open if each.stack == stack]
+        owner = self._owner(opened, anomalies, diagnosis)
+        for each in opened:
+            own = [a for a in anomalies if len(opened) == 1 or _on_gpu_side(a) == each.on_gpu]
+            if each is owner and diagnosis is not None:
+                self._consider(each, own, diagnosis, told)
+            # What nobody can see is not known to be over.
+            if any(self._holds(each, a) for a in own) or each.incident.entity not in visible:
+                each.clear_since_seconds = None
+            else:
+                self._consider_end(now, each, told)
+        return owner
+
+    def _owner(
+        self, opened: Sequence[_Open], anomalies: Sequence[Anomaly], diagnosis: Diagnosis | None
+    ) -> _Open | None:
+        """Return the open incident that this tick's diagnosis speaks of, None for a new one.
+
+        A GPU incident that users did not feel and a fault of the service on the same host are two;
+        everything else on one stack is one.
+        """
+        if not opened or diagnosis is None:
+            return None
+        cause = self._cause(diagnosis.leading.cause)
+        if cause.entity_kind == "any" or len(opened) > 1:
+            wanted = cause.entity_kind == "gpu"
+            return next((each for each in opened if each.on_gpu == wanted), opened[0])
+        only = opened[0]
+        felt = any(not _on_gpu_side(each) for each in anomalies)
+        service_fault = cause.entity_kind != "gpu" and diagnosis.verdict is Verdict.FAULT
+        return None if only.on_gpu and service_fault and felt else only
+
+    # --- opening ---------------------------------------------------------------------------------
+
+    def _consider_opening(
+        self, stack: str, anomalies: Sequence[Anomaly], diagnosis: Diagnosis, told: _Told
+    ) -> None:
+        beside_gpu_incident = any(each.stack == stack for each in self._open)
+        new = [each for each in anomalies if not (beside_gpu_incident and _on_gpu_side(each))]
+
+        def is_left_over(group: Anomalies) -> bool:
+            return self._is_left_over(stack, group)
+
+        ready = self._gate.consider(stack, new, diagnosis, is_left_over)
+        if ready is not None:
+            told.changes.append(self._open_incident(stack, ready, diagnosis))
+
+    def _is_left_over(self, stack: str, group: Anomalies) -> bool:
+        """Say whether everything in a group was already part of an incident that has ended."""
+        known = {
+            SeriesKey(anomaly.entity, anomaly.signal): each.incident.resolved_seconds or 0.0
+            for each in self._resolved
+            if each.stack == stack
+            for anomaly in each.incident.anomalies
+        }
+        return all(
+            anomaly.onset_seconds <= known.get(key, float("-inf")) for key, anomaly in group.items()
+        )
+
+    def _open_incident(self, stack: str, group: Anomalies, diagnosis: Diagnosis) -> IncidentChange:
+        now, leading = diagnosis.time_seconds, diagnosis.leading
+        anomalies = self._limited(group)
+        on_gpu = all(_on_gpu_side(each) for each in anomalies)
+        again = self._recent_twin(now, leading.cause, leading.entity)
+        if again is not None:
+            self._resolved.remove(again)
+            incident = again.incident.model_copy(
+                update={
+                    "state": IncidentState.OPEN,
+                    "resolved_seconds": None,
+                    "updated_seconds": now,
+                    "hypotheses": diagnosis.hypotheses,
+                    "anomalies": anomalies,
+                }
+            )
+            self._open.append(_Open(incident, stack, again.on_gpu))
+            return change_of(ChangeKind.REOPENED, incident, f"Again: {cause_words(incident)}")
+        incident = Incident(
+            id=incident_id(now, stack, leading.cause),
+            state=IncidentState.OPEN,
+            severity=diagnosis.severity,
+            verdict=diagnosis.verdict,
+            title=leading.title,
+            entity=leading.entity,
+            onset_seconds=min(each.onset_seconds for each in anomalies),
+            opened_seconds=now,
+            updated_seconds=now,
+            anomalies=anomalies,
+            hypotheses=diagnosis.hypotheses,
+            simulated=_is_simulated(anomalies, diagnosis),
+        )
+        self._open.append(_Open(incident, stack, on_gpu))
+        return change_of(ChangeKind.OPENED, incident, cause_words(incident))
+
+    def _recent_twin(self, now: float, cause: str, entity: str) -> _Open | None:
+        for each in reversed(self._resolved):
+            incident, leading = each.incident, each.incident.leading
+            ended = incident.resolved_seconds or 0.0
+            same = leading is not None and (leading.cause, leading.entity) == (cause, entity)
+            if same and now - ended <= self._settings.reopen_within_seconds:
+                return each
+        return None
+
+    # --- while open ------------------------------------------------------------------------------
+
+    def _consider(
+        self, tracked: _Open, anomalies: Sequence[Anomaly], diagnosis: Diagnosis, told: _Told
+    ) -> None:
+        now, incident = diagnosis.time_seconds, tracked.incident
+        replaced = self._is_replaced(tracked, diagnosis)
+        worse = diagnosis.verdict is Verdict.FAULT and _rank(diagnosis) > _rank(incident)
+        merged = {SeriesKey(each.entity, each.signal): each for each in incident.anomalies}
+        merge_anomalies(merged, anomalies)
+        update = self._update_of(incident, self._limited(merged), diagnosis, replaced=replaced)
+        due = now - incident.updated_seconds >= self._settings.refresh_seconds
+        if not (replaced or worse or (update and due)):
+            return
+        changed = incident.model_copy(update={**update, "updated_seconds": now})
+        tracked.incident = changed
+        if replaced:
+            before = incident.leading.title if incident.leading is not None else "not known"
+            words = f"{cause_words(changed)} Before: {before}."
+            told.changes.append(change_of(ChangeKind.UPDATED, changed, words))
+        elif worse:
+            words = f"Now {changed.severity.value}: {cause_words(changed)}"
+            told.changes.append(change_of(ChangeKind.UPDATED, changed, words))
+        else:
+            told.refreshed.append(changed)
+
+    @staticmethod
+    def _update_of(
+        incident: Incident,
+        anomalies: tuple[Anomaly, ...],
+        diagnosis: Diagnosis,
+        *,
+        replaced: bool,
+    ) -> dict[str, Any]:
+        """Return the fields that this tick's diagnosis changes; what is known only gets worse."""
+        old, new = incident.leading, diagnosis.leading
+        surer = old is not None and new.cause == old.cause and new.confidence > old.confidence
+        update: dict[str, Any] = {}
+        if len(anomalies) > len(incident.anomalies) or surer or replaced:
+            update["anomalies"] = anomalies
+        if replaced or surer:
+            update["hypotheses"] = diagnosis.hypotheses
+            update["simulated"] = _is_simulated(anomalies, diagnosis)
+        if replaced:
+            update["verdict"] = diagnosis.verdict
+            update["title"], update["entity"] = new.title, new.entity
+        if diagnosis.verdict is Verdict.FAULT and _rank(diagnosis) > _rank(incident):
+            update["severity"] = diagnosis.severity
+        return update
+
+    def _is_replaced(self, tracked: _Open, diagnosis: Diagnosis) -> bool:
+        """Say whether another cause has led for long enough and surely enough.
+
+        Recovery and remedies show as planned restarts or as nothing at all; neither replaces what was
+        wrong. Only a fault does.
+        """
+        incident, leading = tracked.incident, tracked.incident.leading
+        challenger = diagnosis.leading
+        if (
+            diagnosis.verdict is not Verdict.FAULT
+            or (leading is not None and challenger.cause == leading.cause)
+            or challenger.confidence < self._settings.change_confidence
+        ):
+            tracked.challenger, tracked.challenger_ticks = "", 0
+            return False
+        ticks = tracked.challenger_ticks + 1 if challenger.cause == tracked.challenger else 1
+        tracked.challenger, tracked.challenger_ticks = challenger.cause, ticks
+        needed = self._settings.change_ticks
+        if incident.verdict is Verdict.UNKNOWN:
+            needed = min(needed, self._settings.stable_ticks)
+        return ticks >= needed
+
+    def _consider_end(self, now: float, tracked: _Open, told: _Told) -> None:
+        if tracked.clear_since_seconds is None:
+            tracked.clear_since_seconds = now
+        if now - tracked.clear_since_seconds < self._settings.resolve_after_seconds:
+            return
+        incident = tracked.incident.model_copy(
+            update={
+                "state": IncidentState.RESOLVED,
+                "resolved_seconds": now,
+                "updated_seconds": now,
+            }
+        )
+        self._open.remove(tracked)
+        self._resolved = [*self._resolved, _Open(incident, tracked.stack, tracked.on_gpu)]
+        self._resolved = self._resolved[-_KEPT_RESOLVED:]
+        lasted = now - incident.onset_seconds
+        told.changes.append(
+            change_of(
+                ChangeKind.RESOLVED, incident, f"Over after {lasted:.0f} s: {incident.title}."
+            )
+        )
+
+    def _holds(self, tracked: _Open, anomaly: Anomaly) -> bool:
+        """Say whether an anomaly keeps an incident open: what it did to users, or what its cause does.
+
+        An event has happened and cannot end; what follows demand does not wait for a remedy; and what
+        nobody can see is not known to be over.
+        """
+        if is_event(anomaly.signal):
+            return False
+        matching = [
+            each
+            for each in self._diagnoser.causes.for_signal(anomaly.signal)
+            if each.level is not None or each.direction is anomaly.direction
+        ]
+        if any(each.role is Role.SYMPTOM or each.group == "scrape" for each in matching):
+            return True
+        leading = tracked.incident.leading
+        cause = self._cause(leading.cause) if leading is not None else None
+        if cause is None or not cause.expects:
+            return not any(each.role is Role.LOAD for each in matching)
+        return any(
+            cause.expects.get(each.name, 0.0) >= _HOLDING_RATIO * each.background
+            for each in matching
+        )
+
+    # --- helpers ---------------------------------------------------------------------------------
+
+    def _cause(self, name: str) -> Cause:
+        # The journal may hold a cause that an older catalogue knew.
+        causes = self._diagnoser.causes.causes
+        return causes.get(name, causes["unknown"])
+
+    def _without_old_events(self, stack: str, anomalies: Sequence[Anomaly]) -> list[Anomaly]:
+        """Leave out events that an incident which is over has already accounted for."""
+        ends = [
+            each.incident.resolved_seconds or 0.0 for each in self._resolved if each.stack == stack
+        ]
+        last_end = max(ends, default=float("-inf"))
+        return [
+            each
+            for each in anomalies
+            if not (is_event(each.signal) and each.onset_seconds <= last_end)
+        ]
+
+    def _forget_resolved(self, now: float, stack: str, members: Iterable[str]) -> None:
+        ended_now = any(
+            each.stack == stack and each.incident.resolved_seconds == now for each in self._resolved
+        )
+        if ended_now and not any(each.stack == stack for each in self._open):
+            self._memory.forget(set(members))
+
+    def _limited(self, anomalies: Mapping[SeriesKey, Anomaly]) -> tuple[Anomaly, ...]:
+        strongest = sorted(anomalies.values(), key=lambda each: -each.score)
+        kept = strongest[: self._settings.max_anomalies]
+        return tuple(sorted(kept, key=lambda each: (each.onset_seconds, each.entity, each.signal)))
+
+
+def _on_gpu_side(anomaly: Anomaly) -> bool:
+    return kind_of(anomaly.entity) == "gpu" or anomaly.entity == "collector/gpu"
+
+
+def _rank(rated: Diagnosis | Incident) -> int:
+    return _SEVERITIES.index(rated.severity)
+
+
+def _is_simulated(anomalies: Iterable[Anomaly], diagnosis: Diagnosis) -> bool:
+    listed = tuple(anomalies)
+    told = any(each.simulated for each in diagnosis.leading.evidence)
+    return told or (bool(listed) and all(each.simulated for each in listed))
