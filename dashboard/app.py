@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import resources
+from pathlib import Path
 
 import streamlit as st
 
@@ -12,15 +13,18 @@ from dashboard import components, context, site
 def main() -> None:
     """Draw the frame and run the chosen page in it."""
     current = context.current()
+    # A named icon would be fetched from a font server on the internet.
     st.set_page_config(
-        page_title=current.settings.title, page_icon=":material/monitor_heart:", layout="wide"
+        page_title=current.settings.title,
+        page_icon=str(Path(__file__).with_name("icon.svg")),
+        layout="wide",
     )
     st.html(
         f"<style>{resources.files('dashboard').joinpath('style.css').read_text('utf-8')}</style>"
     )
     page = st.navigation(site.pages(), position="top")
     left, right = st.columns([1, 0.24], vertical_alignment="center")
-    with right:
+    with right, st.container(horizontal=True, horizontal_alignment="right"):
         # The key is the name of the query parameter, so that a link carries the range.
         st.segmented_control(
             "Time range",

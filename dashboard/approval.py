@@ -19,10 +19,10 @@ _LONGEST_REASON = 300
 
 def action_card(action: Action, current: context.Context, *, key: str) -> None:
     """Show an action; one that waits for a person has the buttons to answer it."""
-    with st.container(border=True):
+    with st.container(border=True, key=f"panel-{key}-{action.id}"):
         markup.show(
             "action",
-            name=words.action_name(action.action),
+            name=words.phrase(action.action),
             where=words.short_entity(action.entity),
             badge=components.action_badge(action),
             reason=action.reason,
@@ -67,7 +67,7 @@ def _ask(action_id: str, *, approve: bool) -> None:
     verb = "Approve" if approve else "Reject"
     markup.show(
         "action",
-        name=f"{verb}: {words.action_name(action.action)}",
+        name=f"{verb}: {words.phrase(action.action)}",
         where=words.short_entity(action.entity),
         badge=components.action_badge(action),
         reason=action.reason,
@@ -82,7 +82,10 @@ def _ask(action_id: str, *, approve: bool) -> None:
     if approve:
         st.caption("The guard checks it once more before it runs.")
     if st.button(f"{verb} now", key="confirm", type="primary"):
-        problem = answer(state, action_id, actor, reason, current.now_seconds, approve=approve)
+        problem = answer(
+            state, action_id,
+            approve=approve, actor=actor, reason=reason, now_seconds=current.now_seconds,
+        )  # fmt: skip
         if problem:
             st.error(markup.plain(problem))
         else:
@@ -92,11 +95,11 @@ def _ask(action_id: str, *, approve: bool) -> None:
 def answer(
     state: StateDirectory,
     action_id: str,
+    *,
+    approve: bool,
     actor: str,
     reason: str,
     now_seconds: float,
-    *,
-    approve: bool,
 ) -> str:
     """Approve or reject a proposal and return what went wrong, an empty string if nothing did.
 

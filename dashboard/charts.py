@@ -162,6 +162,11 @@ def panel(
         figure.add_trace(_scatter(trace, index, span, unit, scale, named=len(traces) > 1))
     for mark in marks:
         _draw_mark(figure, mark, span)
+    if len(traces) == 1:
+        figure.add_annotation(
+            text=f"<b>{newest_words(traces[0], unit)}</b>", showarrow=False, x=1, y=1, yshift=11,
+            xref="paper", yref="paper", xanchor="right", yanchor="middle",
+        )  # fmt: skip
     figure.update_yaxes(
         range=[low / scale.divisor, high / scale.divisor],
         ticksuffix=scale.suffix,
@@ -226,6 +231,7 @@ def _layout(title: str, span: Span, height: int, *, legend: bool) -> dict[str, A
             "font": {"size": 12, "color": palette.MUTED},
             "bgcolor": "rgba(0,0,0,0)",
             "itemwidth": 30,
+            "traceorder": "normal",
         },
         "hovermode": "x unified",
         "hoverlabel": {"bgcolor": palette.BACKGROUND, "bordercolor": palette.BORDER},
@@ -248,7 +254,7 @@ def _layout(title: str, span: Span, height: int, *, legend: bool) -> dict[str, A
 def _scatter(
     trace: Trace, index: int, span: Span, unit: str, scale: Scale, *, named: bool
 ) -> go.Scatter:
-    newest = words.quantity(trace.line.last, unit)
+    newest = newest_words(trace, unit)
     return go.Scatter(
         x=span.local(trace.line.times),
         y=trace.line.values / scale.divisor,
@@ -262,6 +268,12 @@ def _scatter(
         connectgaps=False,
         hovertemplate="%{y:.4~g}" + scale.suffix + f"<extra>{text(trace.name)}</extra>",
     )
+
+
+def newest_words(trace: Trace, unit: str) -> str:
+    """Return the newest value of a line, with its unit where that is a short one."""
+    number, name = words.amount(trace.line.last, unit)
+    return f"{number} {name}".strip() if len(name) <= len("tok/s") else number
 
 
 def _draw_band(figure: go.Figure, band: Band, low: float, high: float, scale: Scale) -> None:
@@ -354,21 +366,31 @@ def ribbon_figure(ribbon: Ribbon, span: Span) -> go.Figure:
 
 
 def sparkline(line: Line | None, start_seconds: float, end_seconds: float) -> list[str]:
-    """Return the points of SVG polylines in a box of 100 x 24, one for each stretch without a gap."""
+    """Return the corners of one filled area for each stretch without a gap, in percent of a box.
+
+    They are corners of CSS ``clip-path: polygon(...)``: ``st.html`` lets no SVG through.
+    """
     if line is None or not np.isfinite(line.values).any():
         return []
     present = line.values[np.isfinite(line.values)]
     low, high = float(present.min()), float(present.max())
     # A flat line lies low in its box; noise far below the value itself stays flat.
     height = max(high - low, 0.05 * abs(high), 1e-12)
-    xs = 100 * (line.times - start_seconds) / max(end_seconds - start_seconds, 1e-9)
-    ys = 22 - 20 * (line.values - low) / height
-    pieces: list[str] = []
-    points: list[str] = []
-    for x, y in zip(xs, ys, strict=True):
-        if np.isfinite(y):
-            points.append(f"{x:.1f},{y:.1f}")
-        elif points:
-            pieces.append(" ".join(points))
-            points = []
-    return [*pieces, " ".join(points)] if points else pieces
+    xs = np.clip(
+        100 * (line.times - start_seconds) / max(end_seconds - start_seconds, 1e-9), 0, 100
+    )
+    ys = 92 - 84 * (line.values - low) / height
+    present_runs = np.ma.clump_unmasked(np.ma.masked_invalid(line.values))  # type: ignore[no-untyped-call]
+    return [_area(xs[run], ys[run]) for run in present_runs if run.stop - run.start > 1]
+
+
+_SPARK_POINTS = 120
+
+
+def _area(xs: NDArray[np.float64], ys: NDArray[np.float64]) -> str:
+    if len(xs) > _SPARK_POINTS:
+        edges = np.linspace(0, len(xs), _SPARK_POINTS // 2 + 1).astype(int)[:-1]
+        # The highest point of each bin is kept (it has the smallest distance from the top).
+        xs, ys = xs[edges], np.minimum.reduceat(ys, edges)
+    corners = [f"{x:.1f}% {y:.1f}%" for x, y in zip(xs, ys, strict=True)]
+    return ", ".join([f"{xs[0]:.1f}% 100%", *corners, f"{xs[-1]:.1f}% 100%"])

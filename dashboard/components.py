@@ -130,7 +130,8 @@ class Tile:
     unit: str = ""
     under: str = ""
     tone: Tone | None = None
-    spark: Sequence[str] = ()
+    spark: Sequence[str] | None = None
+    """Areas of a sparkline, None for a number without a past."""
 
 
 def tiles(shown: Sequence[Tile]) -> None:
@@ -258,7 +259,7 @@ def regions(incidents: Sequence[Incident], current: Context) -> list[charts.Regi
 def action_marks(actions: Sequence[Action]) -> list[charts.Mark]:
     """Return when actions took effect, for those that did."""
     return [
-        charts.Mark(action.executed_seconds, words.action_name(action.action), Tone.OK)
+        charts.Mark(action.executed_seconds, words.phrase(action.action), Tone.OK)
         for action in actions
         if action.executed_seconds is not None
     ]

@@ -46,10 +46,10 @@ def show(incident: Incident, current: Context) -> None:
             "Hypotheses", f"{len(incident.hypotheses)} ranked" if incident.hypotheses else ""
         )
         _hypotheses(incident)
+        _feedback(incident, events, state, current)
     with right:
         components.heading("Actions", str(len(actions)) if actions else "")
         _actions(actions, current)
-        _feedback(incident, events, state, current)
     components.heading("Evidence over time", "shaded: the normal range; line: onset, actions")
     _evidence_charts(incident, actions, current)
     _timeline(incident, events, current)
@@ -63,7 +63,7 @@ def _head(incident: Incident, current: Context) -> None:
         ("confidence", f"{leading.confidence:.0%}" if leading else words.ABSENT),
         ("verdict", _VERDICTS[incident.verdict]),
         ("began", words.moment(incident.onset_seconds, current.zone)),
-        ("noticed", words.offset(incident.opened_seconds - incident.onset_seconds)),
+        ("noticed after", words.duration(incident.opened_seconds - incident.onset_seconds)),
         (
             "open for" if incident.resolved_seconds is None else "lasted",
             words.duration(end - incident.onset_seconds),
@@ -136,7 +136,7 @@ def evidence_rows(
 
 
 def normal_range(item: Evidence) -> str:
-    """Return the normal range of a piece of evidence: ``210 – 290 ms``, ``≤ 290 ms``."""
+    """Return the normal range of a piece of evidence: ``210 to 290 ms``, ``≤ 290 ms``."""
     low, high = item.low, item.high
     if low is None and high is None:
         return words.ABSENT
@@ -149,8 +149,8 @@ def normal_range(item: Evidence) -> str:
         words.amount(high, item.unit),
     )
     if low_unit == high_unit:
-        return f"{low_number} – {high_number} {high_unit}".strip()
-    return f"{low_number} {low_unit} – {high_number} {high_unit}"
+        return f"{low_number} to {high_number} {high_unit}".strip()
+    return f"{low_number} {low_unit} to {high_number} {high_unit}"
 
 
 def _hypotheses(incident: Incident) -> None:
@@ -184,7 +184,7 @@ def _hypothesis(hypothesis: Hypothesis, incident: Incident, *, panel: bool) -> N
         confidence=hypothesis.confidence,
         supporting=evidence_rows(hypothesis.evidence, heaviest=heaviest, onset_seconds=onset),
         opposing=evidence_rows(hypothesis.against, heaviest=heaviest, onset_seconds=onset),
-        remedies=", then ".join(words.action_name(name) for name in hypothesis.remedies),
+        remedies=", then ".join(words.phrase(name) for name in hypothesis.remedies),
         next_check=hypothesis.next_check,
     )
 
@@ -206,22 +206,30 @@ def _feedback(
     incident: Incident, events: Sequence[Event], state: StateDirectory, current: Context
 ) -> None:
     given = [event for event in events if event.kind is EventKind.FEEDBACK_GIVEN]
-    with st.container(border=True, key="feedback"):
+    with st.container(border=True, key="panel-feedback"):
         components.heading("Was this right?", "answers calibrate the diagnosis")
         for event in given:
-            markup.show("muted", text=f"{event.actor}: {event.summary}")
-        actor = st.text_input(
-            "Your name", key=approval.ACTOR_KEY, max_chars=60, persist_state="session"
-        )
-        note = st.text_input("What it really was (optional)", key="feedback-note", max_chars=300)
-        with st.container(horizontal=True):
+            markup.muted(f"{event.actor}: {event.summary}")
+        with st.container(horizontal=True, vertical_alignment="bottom"):
+            actor = st.text_input(
+                "Your name",
+                key=approval.ACTOR_KEY,
+                max_chars=60,
+                persist_state="session",
+                width=180,
+            )
+            note = st.text_input(
+                "What it really was (optional)", key="feedback-note", max_chars=300
+            )
             pressed = [
                 answer
                 for answer, label in _FEEDBACK.items()
                 if st.button(label, key=f"feedback-{answer}")
             ]
         if pressed:
-            problem = give_feedback(state, incident, pressed[0], actor, note, current.now_seconds)
+            problem = give_feedback(
+                state, incident, pressed[0], actor=actor, note=note, now_seconds=current.now_seconds
+            )
             if problem:
                 st.error(markup.plain(problem))
             else:
@@ -232,6 +240,7 @@ def give_feedback(
     state: StateDirectory,
     incident: Incident,
     answer: str,
+    *,
     actor: str,
     note: str,
     now_seconds: float,

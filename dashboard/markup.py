@@ -42,6 +42,11 @@ def show(template: str, /, **data: object) -> None:
     st.html(render(template, **data))
 
 
+def muted(text: str) -> None:
+    """Write a short remark that is as wide as its text."""
+    st.html(render("muted", text=text), width="content")
+
+
 def plain(text: str) -> str:
     """Return text so that Streamlit's Markdown shows it letter by letter, on one line.
 

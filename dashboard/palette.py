@@ -11,8 +11,8 @@ PANEL = "#151b23"
 BORDER = "#262e39"
 GRID = "#1c232d"
 TEXT = "#d5dce6"
-MUTED = "#8d98a7"
-FAINT = "#5d6876"
+MUTED = "#9aa5b4"
+FAINT = "#7b8694"
 
 LINES = ("#5b9fe3", "#56b6b0", "#a58ce0", "#c9a15f", "#d98a9e", "#8fa3b8")
 """Line colours in order of use; none of them is the colour of a tone."""

@@ -52,8 +52,7 @@ def witnesses(latest: Latest, incidents: Sequence[Incident]) -> dict[str, Series
 
 def _place(name: str) -> tuple[bool, bool, str]:
     """Sort services first, then hosts with their GPUs, then the rest, then the fleet."""
-    kind = name.split("/")[0]
-    return (name == FLEET, kind != "service", name)
+    return (name == FLEET, not name.startswith("service/"), name)
 
 
 def _entities(incident: Incident) -> set[str]:

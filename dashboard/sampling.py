@@ -47,7 +47,9 @@ def thin(times: FloatArray, values: FloatArray, *, max_points: int = MAX_POINTS)
         gaps = np.sort(gaps[np.argsort(steps[gaps - 1])[-_MAX_GAPS:]])
     budget = max_points - 3 * len(gaps)
     if len(times) > budget:
-        kept = tsdownsample.MinMaxLTTBDownsampler().downsample(times, values, n_out=budget)
+        kept = tsdownsample.MinMaxLTTBDownsampler().downsample(  # type: ignore[no-untyped-call]
+            times, values, n_out=budget
+        )
         # The samples beside a gap stay, so that it begins and ends where it did.
         indices = np.unique(np.concatenate([kept.astype(np.int64), gaps, gaps - 1]))
     else:

@@ -204,12 +204,11 @@ def verdict(
     if incidents:
         worst = min(incidents, key=lambda incident: badness(tone_of(incident.severity)))
         open_for = words.duration(now_seconds - worst.onset_seconds)
-        count = words.plural(len(incidents), "incident") + (
-            " is" if len(incidents) == 1 else " are"
-        )
+        others = len(incidents) - 1
+        more = f", and {words.plural(others, 'more incident')}" if others else ""
         return Verdict(
             tone_of(worst.severity),
-            f"{count} open: {worst.title} on {words.short_entity(worst.entity)}, for {open_for}.",
+            f"{worst.title} ({words.short_entity(worst.entity)}, open for {open_for}){more}.",
             f"{cause_words(worst)} {detail}".strip(),
         )
     return _quiet(collectors, gpus, detail, stopped=stopped)
@@ -239,7 +238,7 @@ def _detail(waiting: Sequence[Action], stopped: bool) -> str:
     parts = []
     if waiting:
         first = waiting[0]
-        what = f"{words.action_name(first.action)} on {words.short_entity(first.entity)}"
+        what = f"{words.phrase(first.action)} on {words.short_entity(first.entity)}"
         rest = f" and {len(waiting) - 1} more" if len(waiting) > 1 else ""
         parts.append(f"Waiting for approval: {what}{rest}.")
     if stopped:

@@ -18,7 +18,7 @@ from dashboard.palette import Tone
 log = structlog.get_logger(__name__)
 
 
-def panel(state: StateDirectory, current: Context) -> None:
+def panel(state: StateDirectory) -> None:
     """Show the switch and the button that throws it."""
     reason = state.stop_reason()
     left, right = st.columns([1, 0.2], vertical_alignment="center")
@@ -28,7 +28,7 @@ def panel(state: StateDirectory, current: Context) -> None:
                 "note",
                 tone=Tone.INFO,
                 sentence="Healing is allowed.",
-                detail=f"The kill switch stops every new action at once. It is the file {state.stop_path}.",
+                detail=f"The kill switch stops every new action at once: the file {state.stop_path}.",
                 big=False,
             )
         else:
@@ -49,9 +49,8 @@ def panel(state: StateDirectory, current: Context) -> None:
 @st.dialog("Kill switch")
 def _ask(*, stop: bool) -> None:
     current = context.current()
-    markup.show(
-        "muted",
-        text="No new action will start until somebody allows it again. What is under way is still verified."
+    markup.muted(
+        "No new action starts until somebody allows it again; what is under way is verified."
         if stop
         else "Healing will act again, as far as its mode and the guard let it.",
     )

@@ -1,4 +1,4 @@
-"""Numbers, times and names as people read them. ``–`` stands for a value that is not known."""
+"""Numbers, times and names as people read them. ``—`` stands for a value that is not known."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 
 from collectors.entities import FLEET
 
-ABSENT = "–"
+ABSENT = "—"
 
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 _STEPS = ((_DAY, "d", _HOUR, "h"), (_HOUR, "h", _MINUTE, "min"), (_MINUTE, "min", 1, "s"))
@@ -102,8 +102,8 @@ def ago(seconds: float) -> str:
 
 
 def offset(seconds: float) -> str:
-    """Return a signed distance in time: ``+12 s``, ``−3 min``."""
-    sign = "−" if seconds < 0 else "+"
+    """Return a signed distance in time: ``+12 s``, ``-3 min``."""
+    sign = "-" if seconds < 0 else "+"
     return f"{sign}{duration(abs(seconds))}"
 
 
@@ -113,7 +113,7 @@ def clock_time(seconds: float, zone: ZoneInfo, *, now_seconds: float | None = No
     if now_seconds is not None:
         today = datetime.fromtimestamp(now_seconds, UTC).astimezone(zone).date()
         if local.date() != today:
-            return local.strftime("%d %b %H:%M:%S")
+            return local.strftime("%d %b %H:%M")
     return local.strftime("%H:%M:%S")
 
 
@@ -138,9 +138,13 @@ def plural(count: int, one: str, many: str | None = None) -> str:
     return f"{count} {one if count == 1 else many or one + 's'}"
 
 
-def action_name(name: str) -> str:
-    """Return a remedy's name in words: ``restart engine`` for ``restart_engine``."""
-    return name.replace("_", " ").replace("-", " ")
+_ACRONYMS = {"gpu": "GPU", "llm": "LLM", "sm": "SM", "cpu": "CPU", "xid": "XID", "ecc": "ECC"}
+
+
+def phrase(name: str) -> str:
+    """Return an identifier in words: ``restart engine``, ``GPU overheating``."""
+    pieces = name.replace("-", "_").split("_")
+    return " ".join(_ACRONYMS.get(piece, piece) for piece in pieces)
 
 
 _SIGNALS = {
@@ -164,5 +168,4 @@ def signal_name(signal: str) -> str:
         return _SIGNALS[signal]
     for suffix in _SUFFIXES:
         signal = signal.removesuffix(suffix)
-    words = signal.split("_")
-    return " ".join({"gpu": "GPU", "llm": "LLM", "sm": "SM", "cpu": "CPU"}.get(w, w) for w in words)
+    return phrase(signal)

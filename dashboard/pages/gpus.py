@@ -52,11 +52,13 @@ class Gauge:
     text: str
 
 
-def _gauge(label: str, value: float | None, limit: float | None, text: str) -> Gauge:
+def _gauge(
+    label: str, value: float | None, limit: float | None, text: str, tone: Tone = Tone.INFO
+) -> Gauge:
     if value is None:
         return Gauge(label, 0.0, Tone.UNKNOWN, words.ABSENT)
     share = 0.0 if not limit else min(1.0, max(0.0, value / limit))
-    return Gauge(label, share, Tone.INFO, text)
+    return Gauge(label, share, tone, text)
 
 
 def _over(value: float | None, limit: float | None, unit: str) -> str:
@@ -81,13 +83,15 @@ def gauges(gpu: Gpu) -> list[Gauge]:
     used, total = get("gpu_memory_used_bytes"), get("gpu_memory_total_bytes")
     clock, fastest = get("gpu_sm_clock_mhz"), get("gpu_sm_clock_max_mhz")
     slowdown = None if temperature is None or margin is None else temperature + margin
+    # The device itself says how far it is from slowing down.
+    over = Tone.CRITICAL if margin is not None and margin <= 0 else Tone.INFO
     heat = words.quantity(temperature, "celsius")
     if margin is not None:
         heat += f", {margin:.0f} K left" if margin >= 0 else f", {-margin:.0f} K over"
     return [
         _gauge("utilisation", busy, 100.0, words.quantity(busy, "percent")),
         _gauge("memory", used, total, _over(used, total, "bytes")),
-        _gauge("temperature", temperature, slowdown, heat),
+        _gauge("temperature", temperature, slowdown, heat, over),
         _gauge("power", drawn, cap, _over(drawn, cap, "watts")),
         _gauge("SM clock", clock, fastest, _over(clock, fastest, "megahertz")),
     ]
@@ -184,7 +188,7 @@ def main() -> None:
         if not entities:
             return
         with st.container(horizontal=True, vertical_alignment="center"):
-            components.heading("Last 15 minutes of")
+            markup.muted("Last 15 minutes of")
             st.selectbox(
                 "GPU", entities, key="gpu", bind="query-params", label_visibility="collapsed",
                 format_func=words.short_entity, width=260,

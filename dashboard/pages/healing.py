@@ -60,21 +60,15 @@ def _chain_tile(state: StateDirectory) -> Tile:
     return Tile("Audit chain", "intact", under="every event's hash fits", tone=None)
 
 
-def _proposals(actions: Sequence[Action], current: Context) -> None:
-    waiting = [action for action in actions if action.state is ActionState.PROPOSED]
-    if not waiting:
-        return
-    components.heading("Waiting for approval", str(len(waiting)))
-    columns = st.columns(2)
-    for index, action in enumerate(waiting):
-        with columns[index % 2]:
-            approval.action_card(action, current, key="healing")
+def _proposals(waiting: Sequence[Action], current: Context) -> None:
+    for action in waiting:
+        approval.action_card(action, current, key="healing")
 
 
 def _blocked(actions: Sequence[Action]) -> None:
     """Count why the guard said no, the most frequent reason first."""
     reasons = Counter(
-        (action.reason or "no reason recorded", words.action_name(action.action))
+        (action.reason or "no reason recorded", words.phrase(action.action))
         for action in actions
         if action.state is ActionState.BLOCKED
     )
@@ -95,7 +89,7 @@ def _recent_targets(actions: Sequence[Action], current: Context) -> None:
     rows = [
         (
             words.ago(current.now_seconds - (action.executed_seconds or 0.0)),
-            words.action_name(action.action),
+            words.phrase(action.action),
             words.short_entity(action.entity),
         )
         for action in list(last.values())[:8]
@@ -124,9 +118,9 @@ def _audit(actions: Sequence[Action], current: Context) -> None:
                     action.created_seconds, current.zone, now_seconds=current.now_seconds
                 ),
                 "badge": components.action_badge(action),
-                "name": words.action_name(action.action),
+                "name": words.phrase(action.action),
                 "where": words.short_entity(action.entity),
-                "cause": words.action_name(action.cause),
+                "cause": words.phrase(action.cause),
                 "confidence": f"{action.confidence:.0%}",
                 "mode": action.mode.value,
                 "actor": action.actor,
@@ -143,13 +137,17 @@ def main() -> None:
     components.live(summary_panel, every_seconds=current.refresh_seconds)
     with components.guarded("healing"):
         state = components.state_of(current)
-        switch.panel(state, current)
+        switch.panel(state)
         actions = state.actions(since_seconds=current.start_seconds)
-        _proposals(actions, current)
         left, right = st.columns(2)
+        waiting = [action for action in actions if action.state is ActionState.PROPOSED]
         with left:
-            _blocked(actions)
+            _proposals(waiting, current)
+            if not waiting:
+                _blocked(actions)
         with right:
+            if waiting:
+                _blocked(actions)
             _recent_targets(actions, current)
         with st.container(horizontal=True, vertical_alignment="center"):
             components.heading("Audit", f"last {current.range_name}, newest first")

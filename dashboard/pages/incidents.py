@@ -14,7 +14,8 @@ from dashboard.context import Context
 from dashboard.palette import badness, tone_of
 
 _LISTED = 100
-_COLUMNS = "88px 1fr 128px 104px 64px"
+_COLUMNS = "1fr 150px 110px 96px"
+_SPLIT = (0.075, 0.37, 0.555)
 
 
 def _list(current: Context) -> None:
@@ -30,16 +31,35 @@ def _list(current: Context) -> None:
     still_open.sort(key=lambda incident: badness(tone_of(incident.severity)))
     resolved = [incident for incident in incidents if incident.state is IncidentState.RESOLVED]
     for title, rows in (("Open", still_open), ("Resolved", resolved)):
-        with st.container(border=True, key=f"incident-list-{title.lower()}"):
+        with st.container(border=True, key=f"panel-incidents-{title.lower()}"):
             components.heading(title, str(len(rows)))
             if not rows:
-                markup.show("muted", text="None.")
+                markup.muted("None.")
+            else:
+                _columns()
             for incident in rows:
                 _row(incident, current)
 
 
+def _columns() -> None:
+    first, left, right = st.columns(_SPLIT)
+    for column, grid, names in (
+        (first, "1fr", ("state",)),
+        (left, "1fr", ("incident",)),
+        (right, _COLUMNS, ("most likely cause", "on", "began", "lasted")),
+    ):
+        with column:
+            markup.show(
+                "incident_row", columns=grid, cells=[{"text": x, "style": "faint"} for x in names]
+            )
+
+
 def _row(incident: Incident, current: Context) -> None:
-    left, right = st.columns([0.42, 0.58], vertical_alignment="center")
+    first, left, right = st.columns(_SPLIT, vertical_alignment="center")
+    with first:
+        markup.show(
+            "incident_row", columns="1fr", cells=[{"badge": components.incident_badge(incident)}]
+        )
     with left:
         st.page_link(
             site.page_path("incidents"),
@@ -53,7 +73,6 @@ def _row(incident: Incident, current: Context) -> None:
             "incident_row",
             columns=_COLUMNS,
             cells=[
-                {"badge": components.incident_badge(incident)},
                 {"text": leading.title if leading else "no cause known"},
                 {"text": words.short_entity(incident.entity)},
                 {
@@ -70,7 +89,7 @@ def _detail(incident_id: str, current: Context) -> None:
     with st.container(horizontal=True, vertical_alignment="center"):
         st.page_link(site.page_path("incidents"), label="← All incidents")
         st.button("Refresh", icon=":material/refresh:", type="tertiary")
-        markup.show("muted", text=f"as of {words.moment(current.now_seconds, current.zone)}")
+        markup.muted(f"as of {words.moment(current.now_seconds, current.zone)}")
     incident = components.state_of(current).incident(incident_id)
     if incident is None:
         components.empty(

@@ -54,7 +54,7 @@ def verdict_panel() -> None:
         Tile(
             "Approvals waiting",
             str(len(waiting)),
-            under=words.action_name(waiting[0].action) if waiting else "nothing to answer",
+            under=words.phrase(waiting[0].action) if waiting else "nothing to answer",
             tone=Tone.WARNING if waiting else None,
         )
     )
@@ -119,7 +119,7 @@ def ribbon_panel() -> None:
     )
     laid = ribbon.ribbon(rows, lines, incidents, current.start_seconds, current.now_seconds)
     span = charts.Span(current.start_seconds, current.now_seconds, current.zone)
-    with st.container(border=True):
+    with st.container(border=True, key="panel-ribbon"):
         markup.show("legend", title=f"Incidents by entity, last {current.range_name}")
         st.plotly_chart(
             charts.ribbon_figure(laid, span), theme=None, config=charts.LIVE, key="ribbon"
@@ -130,10 +130,10 @@ def incidents_panel() -> None:
     """List what is open, with links."""
     current = context.current()
     incidents = components.state_of(current).incidents(state=IncidentState.OPEN)
-    with st.container(border=True, key="open-incidents"):
+    with st.container(border=True, key="panel-open"):
         components.heading("Open incidents", str(len(incidents)) if incidents else "")
         if not incidents:
-            markup.show("muted", text="None. Resolved ones are on the page Incidents.")
+            markup.muted("None. Resolved ones are on the page Incidents.")
         for incident in incidents[:8]:
             _incident_line(incident, current)
 
@@ -147,7 +147,7 @@ def _incident_line(incident: Incident, current: Context) -> None:
     open_for = words.duration(current.now_seconds - incident.onset_seconds)
     markup.show(
         "incident_row",
-        columns="84px 1fr",
+        columns="auto 1fr",
         cells=[
             {"badge": components.incident_badge(incident)},
             {

@@ -55,8 +55,8 @@ def _archive(current: Context) -> None:
     if not files:
         components.empty(
             "The archive is empty.",
-            f"`galen report --since 24h --format html --out {state.reports_path}/today.html` writes one; "
-            "[reporting] in the configuration writes them on a schedule.",
+            f"`galen report --since 24h --format html --out {state.reports_path}/today.html` writes "
+            "one; [reporting] in the configuration writes them on a schedule.",
         )
         return
     by_name = {file.path.name: file for file in files}
