@@ -65,6 +65,7 @@ class EngineHost:
         model: str,
         settings: InferenceSettings,
         repository: ModelRepository,
+        *,
         clock: Callable[[], float],
         on_finished: TicketListener,
         wake_supervisor: Callable[[], None],

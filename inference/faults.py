@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -61,8 +62,10 @@ class ActiveFault:
     fault: str
     parameters: Mapping[str, Any]
     injected_at_seconds: float
-    worker_pid: int | None
+    worker_pid: int | None = None
     """The worker that has it; None where the fault is not in a worker."""
+    version: int | None = None
+    """The bad version of a model, until it is rolled back."""
 
 
 class FaultControl:
@@ -71,7 +74,8 @@ class FaultControl:
     def __init__(self, service: InferenceService) -> None:
         self._service = service
         self._active: list[ActiveFault] = []
-        self.metrics_hang = False
+        self.metrics_open = asyncio.Event()
+        self.metrics_open.set()
 
     def active(self) -> list[ActiveFault]:
         """Return the faults that are active; those of a dead worker are gone with it."""
@@ -80,14 +84,17 @@ class FaultControl:
             for host in self._service.hosts.values()
             if host.supervisor.status.worker is not None
         }
-        self._active = [
-            item
-            for item in self._active
-            if item.worker_pid is None
-            or item.worker_pid in pids
-            or item.parameters.get("persistent")
-        ]
+        self._active = [item for item in self._active if self._lasts(item, pids)]
         return list(self._active)
+
+    def _lasts(self, item: ActiveFault, pids: set[int]) -> bool:
+        """Say whether a fault is still there."""
+        if item.version is not None:
+            model = item.parameters.get("model", self._service.default_model)
+            return item.version == self._service.repository.active(model)
+        if item.worker_pid is not None and not item.parameters.get("persistent"):
+            return item.worker_pid in pids
+        return True
 
     def inject(self, name: str, parameters: Mapping[str, Any]) -> ActiveFault:
         """Inject a fault.
@@ -100,15 +107,15 @@ class FaultControl:
         self.check_allowed()
         values = _validated(name, parameters)
         host = self._service.host(values.model or self._service.default_model)
-        pid = None
+        pid = version = None
         if name == METRICS_HANG:
-            self.metrics_hang = True
+            self.metrics_open.clear()
         elif name == MODEL_LOAD_FAILURE:
-            self._break_model(host)
+            version = self._break_model(host)
         else:
             pid = self._inject_worker(host, name, values)
         details = values.model_dump(exclude_none=True)
-        active = ActiveFault(name, details, self._service.wall_clock(), pid)
+        active = ActiveFault(name, details, self._service.wall_clock(), pid, version)
         self._active.append(active)
         _log.warning("fault_injected", fault=name, **details)
         return active
@@ -120,10 +127,10 @@ class FaultControl:
             ForbiddenError: configuration does not allow faults.
         """
         self.check_allowed()
-        self.metrics_hang = False
+        self.metrics_open.set()
         for host in self._service.hosts.values():
             host.clear_faults()
-        self._active.clear()
+        self._active = [item for item in self._active if item.version is not None]
         _log.warning("faults_cleared")
 
     def check_allowed(self) -> None:
@@ -146,12 +153,13 @@ class FaultControl:
         worker = host.supervisor.status.worker
         return worker.pid if worker is not None else None
 
-    def _break_model(self, host: EngineHost) -> None:
+    def _break_model(self, host: EngineHost) -> int:
         """Roll out a version that cannot be loaded, past the check that a reload makes."""
         repository = self._service.repository
         version = repository.add_corrupt_version(host.model)
         repository.activate(host.model, version)
         host.restart(f"roll out version {version}")
+        return version
 
 
 def _validated(name: str, parameters: Mapping[str, Any]) -> _Parameters:

@@ -39,7 +39,7 @@ class RequestMetrics:
 
     def __init__(self) -> None:
         # Process-wide in prometheus_client; `_created` series would double the scrape.
-        disable_created_metrics()
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         endpoint = ["model", "endpoint"]
         self._requests = self._counter(

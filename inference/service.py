@@ -80,7 +80,12 @@ class InferenceService:
 
     def _make_host(self, model: str) -> EngineHost:
         return EngineHost(
-            model, self.settings, self.repository, self.clock, self._on_finished, self._wake
+            model,
+            self.settings,
+            self.repository,
+            clock=self.clock,
+            on_finished=self._on_finished,
+            wake_supervisor=self._wake,
         )
 
     # --- life
@@ -103,7 +108,7 @@ class InferenceService:
         """Finish accepted requests as far as time allows, then end the workers."""
         self.draining = True
         deadline = self.clock() + self.settings.drain_seconds
-        while not self.idle and self.clock() < deadline:
+        while not self.idle and self.clock() < deadline:  # noqa: ASYNC110 - a few times, once
             await asyncio.sleep(_DRAIN_POLL_SECONDS)
         for task in self.tasks:
             task.cancel()

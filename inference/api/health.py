@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -66,8 +65,7 @@ async def startup(service: Service) -> JSONResponse:
 @router.get("/metrics", tags=["monitoring"], response_class=Response)
 async def metrics(service: Service, faults: Faults) -> Response:
     """Prometheus text format."""
-    while faults.metrics_hang:  # an injected fault: the answer does not come until it is cleared
-        await asyncio.sleep(0.1)
+    await faults.metrics_open.wait()  # closed by the injected fault `metrics_hang` only
     return Response(service.metrics.render(), media_type=CONTENT_TYPE)
 
 

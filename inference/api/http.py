@@ -55,6 +55,7 @@ class Exchange:
         scope: Scope,
         receive: Receive,
         send: Send,
+        *,
         endpoint: str,
         shape: Shape,
         params: Mapping[str, str],

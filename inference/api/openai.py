@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable
+import secrets
+from abc import ABC, abstractmethod
 from typing import Any, Literal
 
 import orjson
@@ -15,8 +15,6 @@ from inference.errors import InvalidRequestError
 from inference.requests import Ticket
 from inference.worker.wire import Finished, Token
 
-_numbers = itertools.count(1)
-
 
 class StreamOptions(BaseModel):
     """Options of a stream."""
@@ -25,8 +23,10 @@ class StreamOptions(BaseModel):
 
 
 class _GenerationBody(BaseModel):
-    """What both routes take. Fields of the OpenAI API that are not listed are ignored, except
-    those that would change the answer: these are refused.
+    """What both routes take.
+
+    Fields of the OpenAI API that are not listed are ignored, except `n` and `logprobs`, which
+    would change the answer: other values than the listed ones are refused.
     """
 
     model_config = ConfigDict(extra="ignore", strict=True)
@@ -120,27 +120,13 @@ class ChatBody(_GenerationBody):
 async def completions(exchange: Exchange) -> None:
     """Answer ``POST /v1/completions``."""
     body = await exchange.body(CompletionBody)
-
-    def choice(text: str, reason: str | None, *, first: bool, chunk: bool) -> dict[str, Any]:
-        return {"index": 0, "text": text, "finish_reason": reason, "logprobs": None}
-
-    writer = _Writer("cmpl", "text_completion", "text_completion", choice)
-    await _answer(exchange, body, body.text, writer)
+    await _answer(exchange, body, body.text, _CompletionWriter())
 
 
 async def chat_completions(exchange: Exchange) -> None:
     """Answer ``POST /v1/chat/completions``."""
     body = await exchange.body(ChatBody)
-
-    def choice(text: str, reason: str | None, *, first: bool, chunk: bool) -> dict[str, Any]:
-        message = {"role": "assistant"} if first or not chunk else {}
-        if text or not chunk:
-            message["content"] = text
-        key = "delta" if chunk else "message"
-        return {"index": 0, key: message, "finish_reason": reason, "logprobs": None}
-
-    writer = _Writer("chatcmpl", "chat.completion", "chat.completion.chunk", choice)
-    await _answer(exchange, body, body.text, writer)
+    await _answer(exchange, body, body.text, _ChatWriter())
 
 
 async def models(exchange: Exchange) -> None:
@@ -154,26 +140,33 @@ async def models(exchange: Exchange) -> None:
     await exchange.send_json(200, {"object": "list", "data": data})
 
 
-class _Writer:
+class _Writer(ABC):
     """Builds the objects of one of the two routes."""
 
-    def __init__(
-        self, prefix: str, kind: str, chunk_kind: str, choice: Callable[..., dict[str, Any]]
-    ) -> None:
-        self._id = f"{prefix}-{next(_numbers):x}"
-        self._kind = kind
-        self._chunk_kind = chunk_kind
-        self._choice = choice
+    prefix: str
+    kind: str
+    chunk_kind: str
+
+    def __init__(self) -> None:
+        self._id = f"{self.prefix}-{secrets.token_hex(12)}"
+
+    @abstractmethod
+    def choice(self, text: str) -> dict[str, Any]:
+        """Return what a choice of a whole answer says."""
+
+    @abstractmethod
+    def delta(self, text: str, *, first: bool) -> dict[str, Any]:
+        """Return what a choice of a chunk says."""
 
     def whole(self, created: int, model: str, answer: Finished) -> dict[str, Any]:
         """Return a whole answer."""
-        choice = self._choice(answer.text, answer.finish_reason, first=True, chunk=False)
+        choice = {"index": 0, **self.choice(answer.text), "finish_reason": answer.finish_reason}
         return {
             "id": self._id,
-            "object": self._kind,
+            "object": self.kind,
             "created": created,
             "model": model,
-            "choices": [choice],
+            "choices": [{**choice, "logprobs": None}],
             "usage": _usage(answer),
         }
 
@@ -181,26 +174,45 @@ class _Writer:
         self, created: int, model: str, text: str, reason: str | None, *, first: bool
     ) -> bytes:
         """Return one chunk of a stream."""
-        choice = self._choice(text, reason, first=first, chunk=True)
-        return self._encode_chunk(created, model, [choice], None)
+        choice = {"index": 0, **self.delta(text, first=first), "finish_reason": reason}
+        return self._encode(created, model, {"choices": [{**choice, "logprobs": None}]})
 
     def usage_chunk(self, created: int, model: str, answer: Finished) -> bytes:
         """Return the chunk that holds the usage."""
-        return self._encode_chunk(created, model, [], _usage(answer))
+        return self._encode(created, model, {"choices": [], "usage": _usage(answer)})
 
-    def _encode_chunk(
-        self, created: int, model: str, choices: list[dict[str, Any]], usage: Any
-    ) -> bytes:
-        content = {
-            "id": self._id,
-            "object": self._chunk_kind,
-            "created": created,
-            "model": model,
-            "choices": choices,
-        }
-        if usage is not None:
-            content["usage"] = usage
-        return orjson.dumps(content)
+    def _encode(self, created: int, model: str, content: dict[str, Any]) -> bytes:
+        head = {"id": self._id, "object": self.chunk_kind, "created": created, "model": model}
+        return orjson.dumps(head | content)
+
+
+class _CompletionWriter(_Writer):
+    """``/v1/completions``."""
+
+    prefix, kind, chunk_kind = "cmpl", "text_completion", "text_completion"
+
+    def choice(self, text: str) -> dict[str, Any]:
+        """Return the text."""
+        return {"text": text}
+
+    def delta(self, text: str, *, first: bool) -> dict[str, Any]:  # noqa: ARG002 - chat needs it
+        """Return more of the text."""
+        return {"text": text}
+
+
+class _ChatWriter(_Writer):
+    """``/v1/chat/completions``."""
+
+    prefix, kind, chunk_kind = "chatcmpl", "chat.completion", "chat.completion.chunk"
+
+    def choice(self, text: str) -> dict[str, Any]:
+        """Return the assistant's message."""
+        return {"message": {"role": "assistant", "content": text}}
+
+    def delta(self, text: str, *, first: bool) -> dict[str, Any]:
+        """Return more of the message; the first chunk names the role, the last may be empty."""
+        delta = {"role": "assistant"} if first else {}
+        return {"delta": {**delta, "content": text} if text else delta}
 
 
 async def _answer(exchange: Exchange, body: _GenerationBody, text: str, writer: _Writer) -> None:

@@ -72,16 +72,24 @@ class InferenceRoutes:
         """Serve one HTTP request."""
         path = scope["path"]
         shape = Shape.OIP if path.startswith("/v2") else Shape.OPENAI
-        route, params, error = self._match(scope["method"], path)
-        endpoint = route.path if route else UNKNOWN
-        exchange = Exchange(self._service, scope, receive, send, endpoint, shape, params)
+        matches = self._matches(path)
+        found = next((m for m in matches if m[0].method == scope["method"]), None)
+        endpoint = found[0].path if found else UNKNOWN
+        params = found[1] if found else {}
+        exchange = Exchange(
+            self._service, scope, receive, send, endpoint=endpoint, shape=shape, params=params
+        )
         try:
-            if route is None:
-                await exchange.send_error(error)
+            if found is not None:
+                await self._run(found[0], exchange)
+            elif matches:
+                allowed = ", ".join(route.method for route, _ in matches)
+                await exchange.send_error(MethodNotAllowedError(f"{path} takes {allowed}"))
             else:
-                await self._run(route, exchange)
+                error = NotFoundError("no such endpoint", code="endpoint_not_found")
+                await exchange.send_error(error)
         finally:
-            if route is None or route.counted:
+            if found is None or found[0].counted:
                 exchange.finish()
 
     async def _run(self, route: Route, exchange: Exchange) -> None:
@@ -91,22 +99,12 @@ class InferenceRoutes:
             exchange.status = error.status
         except ServiceError as error:
             await exchange.send_error(error)
-        except Exception:
+        except Exception:  # noqa: BLE001 - a bug is logged, and answered like any error
             # The last line of defence: one bad request must not take the connection's others.
             _log.exception("request_failed", path=route.path, request_id=exchange.request_id)
             await exchange.send_error(ServiceError("internal error"))
 
-    def _match(
-        self, method: str, path: str
-    ) -> tuple[Route | None, Mapping[str, str], ServiceError]:
-        """Find the route of a request, or the error that there is none."""
-        allowed = []
-        for pattern, route in self._table:
-            match = pattern.fullmatch(path)
-            if match and route.method == method:
-                return route, match.groupdict(), NotFoundError("")
-            if match:
-                allowed.append(route.method)
-        if allowed:
-            return None, {}, MethodNotAllowedError(f"{path} takes {', '.join(allowed)}")
-        return None, {}, NotFoundError("no such endpoint", code="endpoint_not_found")
+    def _matches(self, path: str) -> list[tuple[Route, Mapping[str, str]]]:
+        """Return the routes of a path, whatever their method."""
+        found = ((pattern.fullmatch(path), route) for pattern, route in self._table)
+        return [(route, match.groupdict()) for match, route in found if match]

@@ -86,6 +86,7 @@ class Decoder:
         context: Context,
         tokenizer: Any,
         metadata: ModelMetadata,
+        *,
         cache: PrefixCache,
         heartbeat: HeartbeatWriter,
         clock: Callable[[], float],
@@ -210,7 +211,7 @@ class Decoder:
         # One sum finds any NaN or infinity at a fraction of the cost of looking at each value.
         if np.isfinite(logits.sum()):
             return [True] * len(logits)
-        rows: list[bool] = np.isfinite(logits).all(axis=1).tolist()
+        rows = [bool(np.isfinite(row).all()) for row in logits]
         if not all(rows):
             self._heartbeat.record.invalid_outputs += 1
             self._heartbeat.write()

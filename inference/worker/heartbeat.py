@@ -134,4 +134,7 @@ class HeartbeatReader:
         ids = tuple(number for number in _IDS.unpack_from(self._memory, _IDS_AT) if number)
         raw = self._memory[_DETAIL_AT : _DETAIL_AT + _DETAIL_BYTES]
         detail = raw.rstrip(b"\0").decode(errors="replace")
-        return Heartbeat(*numbers, running_ids=ids, detail=detail)
+        record = Heartbeat(running_ids=ids, detail=detail)
+        for name, number in zip(_NUMBERS, numbers, strict=True):
+            setattr(record, name, number)
+        return record

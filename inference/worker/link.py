@@ -43,6 +43,6 @@ class WorkerLink(asyncio.Protocol):
             if self._transport is not None:
                 self._transport.abort()
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         """Say that the worker is gone."""
         self._on_lost(self)

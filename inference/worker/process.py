@@ -222,9 +222,9 @@ class Worker:
             self.faults.wrap(engine.create_context()),
             tokenizer,
             metadata,
-            PrefixCache(self._start.cache_bytes, metadata.shape),
-            heartbeat or self._heartbeat,
-            self._clock,
+            cache=PrefixCache(self._start.cache_bytes, metadata.shape),
+            heartbeat=heartbeat or self._heartbeat,
+            clock=self._clock,
         )
         return LoadedModel(metadata, engine, decoder, self._clock() - started)
 

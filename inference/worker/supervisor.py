@@ -83,10 +83,10 @@ class SupervisorStatus:
     budget_left: int = 0
     retry_at: float = 0.0
     """When the next worker will be started, in BACKOFF."""
-    usage: Usage = Usage()
+    usage: Usage = field(default_factory=Usage)
     ending: RestartReason | None = None
     """Why the worker is being ended, in TERMINATING."""
-    totals: Totals = Totals()
+    totals: Totals = field(default_factory=Totals)
     """Counters of the workers that are gone."""
 
 
@@ -364,7 +364,7 @@ class SupervisorThread(threading.Thread):
             for supervisor in self._supervisors:
                 try:
                     supervisor.tick()
-                except Exception:  # the supervisor is the last that may give up
+                except Exception:  # noqa: BLE001 - the last that may give up; it is logged
                     _log.exception("supervisor_tick_failed")
 
     def _wait(self) -> None:

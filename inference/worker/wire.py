@@ -7,7 +7,7 @@ are one program version, so fields go by position; a frame that does not fit is 
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -193,6 +193,7 @@ def _decode(body: bytes) -> Message:
     """Rebuild one message."""
     try:
         tag, *values = msgpack.unpackb(body, raw=False)
-        return MESSAGES[tag](*values)
+        kind: Callable[..., Message] = MESSAGES[tag]
+        return kind(*values)
     except (ValueError, TypeError, IndexError, msgpack.UnpackException) as error:
         raise WireError(f"not a message: {error}") from error
