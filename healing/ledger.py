@@ -130,6 +130,7 @@ class Ledger:
         reason: str,
         actor: str | None = None,
         proof: Collection[str] = (),
+        confidence: float | None = None,
     ) -> Action:
         """Move an action to another state if it is in one of ``from_states``, and tell the journal.
 
@@ -141,6 +142,7 @@ class Ledger:
             reason: why, in words; this is what people read.
             actor: who decided, where that was not Galen.
             proof: what was measured; added to what is known.
+            confidence: the confidence in the cause by now, where it counts.
 
         Raises:
             ActionNotFoundError: when there is no such action.
@@ -159,6 +161,8 @@ class Ledger:
             }
             if actor is not None:
                 changes["actor"] = actor
+            if confidence is not None:
+                changes["confidence"] = confidence
             if to_state is ActionState.INTENT:
                 changes["started_seconds"] = now
             if to_state is ActionState.EXECUTED:

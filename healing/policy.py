@@ -73,7 +73,9 @@ class Verification(_Frozen):
 
     required: tuple[str, ...] = Field(min_length=1)
     optional: tuple[str, ...] = ()
+    only_signals: frozenset[str] = frozenset()
     ignore_signals: frozenset[str] = frozenset()
+    relief_share: float = Field(default=1.0, gt=0, le=1)
     settle_seconds: Seconds
     hold_seconds: Seconds
     deadline_seconds: Annotated[float, Field(gt=0, le=86_400)]
@@ -82,8 +84,26 @@ class Verification(_Frozen):
     def _reachable(self) -> Verification:
         if self.deadline_seconds <= self.settle_seconds + self.hold_seconds:
             raise ValueError("deadline_seconds must be more than settle_seconds + hold_seconds")
-        if unknown := self.ignore_signals - catalogue().keys():
-            raise ValueError(f"ignore_signals: {min(unknown)!r} is not in the catalogue")
+        for field in ("only_signals", "ignore_signals"):
+            if unknown := getattr(self, field) - catalogue().keys():
+                raise ValueError(f"{field}: {min(unknown)!r} is not in the signal catalogue")
+        return self
+
+
+class LaggingSignals(_Frozen):
+    """Signals over a sliding window, which holds requests from before an action for a while after."""
+
+    signals: frozenset[str]
+    window_seconds: Seconds
+    traffic_signal: str = "llm_requests_per_second"
+    sparse_below_per_second: float = Field(ge=0)
+    """Under so little traffic the window is the wider one."""
+    sparse_window_seconds: Seconds
+
+    @model_validator(mode="after")
+    def _known_signals(self) -> LaggingSignals:
+        if unknown := {*self.signals, self.traffic_signal} - catalogue().keys():
+            raise ValueError(f"{min(unknown)!r} is not in the signal catalogue")
         return self
 
 
@@ -182,6 +202,7 @@ class Remedy(_Frozen):
 class Policy(_Frozen):
     """Every remedy and every check, by name."""
 
+    lagging: LaggingSignals
     checks: Mapping[str, CheckRule]
     actions: Mapping[str, Remedy]
 
@@ -223,7 +244,7 @@ class Policy(_Frozen):
                 actions[name] = Remedy.model_validate({**remedy.model_dump(), **changes})
             except ValidationError as error:
                 raise PolicyError("\n".join(_explain(error, where))) from error
-        return Policy(checks=self.checks, actions=actions)
+        return Policy(lagging=self.lagging, checks=self.checks, actions=actions)
 
 
 def parse_policy(text: str, source: str = BUNDLED) -> Policy:

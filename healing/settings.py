@@ -87,6 +87,11 @@ class HealingSettings(_Frozen):
     stable_seconds: float = Field(
         2.0, ge=0, le=300, description="How long a cause must lead unchanged before it is acted on."
     )
+    rest_seconds: float = Field(
+        15.0, ge=0, le=3600,
+        description="After a proven action, how long an incident may take to close before another "
+        "cause of it is acted on.",
+    )  # fmt: skip
     propose_after_seconds: float = Field(
         10.0,
         ge=0,
