@@ -10,11 +10,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 import structlog
 
 from analysis.detection.contract import Detections, FloatArray
+from analysis.detection.pipeline import DetectionPipeline
+from analysis.detection.state_file import DetectionStateError
 from analysis.diagnosis.causes import CauseCatalogue, catalogue
 from analysis.diagnosis.memory import EvidenceMemory
 from analysis.diagnosis.ranking import Diagnoser
@@ -39,10 +42,19 @@ _EVENTS = {
 
 
 class Pipeline(Protocol):
-    """What the analyst needs of detection."""
+    """What the analyst needs of detection; :class:`DetectionPipeline` is the one that is used."""
 
     def tick(self, now_seconds: float, row: FloatArray) -> Detections:
         """Score the newest row of the history."""
+
+    def save(self, path: Path) -> None:
+        """Write what has to be kept over a restart."""
+
+    def load(self, path: Path) -> bool:
+        """Take up what was written; False where there is nothing."""
+
+    def close(self) -> None:
+        """Release what detection holds."""
 
 
 _MAX_UNWRITTEN = 1000
@@ -60,14 +72,18 @@ class AnalystTick:
 
 
 class Analyst:
-    """Turns samples into incidents in the journal. Open incidents are taken up again at construction.
+    """Turns samples into incidents in the journal.
+
+    At construction open incidents are taken up again from the journal and the state of detection from
+    its file; :meth:`save` writes that file.
 
     Args:
         settings: the ``[analysis]`` table.
         journal: where incidents and events are written.
         history: the recent past; :meth:`tick` appends to it.
-        pipeline: detection over that history.
-        causes: the cause catalogue; the bundled one when left out.
+        state_path: file that keeps detection's state over a restart; none when left out.
+        pipeline: detection over that history, in place of the bundled one.
+        causes: the cause catalogue, in place of the bundled one.
     """
 
     def __init__(
@@ -75,12 +91,15 @@ class Analyst:
         settings: AnalysisSettings,
         journal: Journal,
         history: History,
-        pipeline: Pipeline,
+        *,
+        state_path: Path | None = None,
+        pipeline: Pipeline | None = None,
         causes: CauseCatalogue | None = None,
     ) -> None:
         self._journal = journal
         self._history = history
-        self._pipeline = pipeline
+        self._state_path = state_path
+        self._pipeline = pipeline or DetectionPipeline(settings.detection, history)
         causes = causes or catalogue()
         self._tracker = IncidentTracker(
             settings.incidents,
@@ -88,10 +107,7 @@ class Analyst:
             EvidenceMemory(settings.memory, causes),
         )
         self._unwritten: deque[IncidentChange] = deque()
-        restored = journal.incidents(state=IncidentState.OPEN)
-        self._tracker.restore(restored)
-        if restored:
-            _log.info("incidents_taken_up", incidents=[each.id for each in restored])
+        self._take_up()
 
     @property
     def suppressed(self) -> int:
@@ -113,6 +129,28 @@ class Analyst:
             found = nothing
         self._write(found)
         return AnalystTick(detections, found.incidents, found.changes)
+
+    def save(self) -> None:
+        """Write detection's state to its file, so that a restart does not have to learn anew."""
+        if self._state_path is not None:
+            self._pipeline.save(self._state_path)
+
+    def close(self) -> None:
+        """Release what detection holds. The journal stays open: it belongs to the caller."""
+        self._pipeline.close()
+
+    def _take_up(self) -> None:
+        restored = self._journal.incidents(state=IncidentState.OPEN)
+        self._tracker.restore(restored)
+        if restored:
+            _log.info("incidents_taken_up", incidents=[each.id for each in restored])
+        if self._state_path is None:
+            return
+        try:
+            if self._pipeline.load(self._state_path):
+                _log.info("detection_state_taken_up", path=str(self._state_path))
+        except DetectionStateError as error:
+            _log.warning("detection_starts_anew", reason=str(error))
 
     def _write(self, found: IncidentTick) -> None:
         # A change that could not be written is tried again, in order, before anything newer.

@@ -76,4 +76,6 @@ def change_of(kind: ChangeKind, incident: Incident, summary: str) -> IncidentCha
             "confidence": round(leading.confidence, 4),
             "action": leading.action,
         }
+    if kind is not ChangeKind.RESOLVED:
+        data["hypotheses"] = [each.model_dump(mode="json") for each in incident.hypotheses]
     return IncidentChange(kind, incident, summary, data)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from analysis.detection.contract import Detections
@@ -58,6 +59,18 @@ class _Told:
     refreshed: list[Incident] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class _View:
+    """One stack at one tick."""
+
+    stack: str
+    members: frozenset[str]
+    visible: Collection[str]
+    """Entities of which something was measured now."""
+    remembered: Detections
+    told: _Told
+
+
 class IncidentTracker:
     """The state machine of incidents. Call :meth:`tick` once a tick, with times that never go back.
 
@@ -91,14 +104,8 @@ class IncidentTracker:
         """Take up open incidents again, such as after a restart of the watch loop."""
         for incident in sorted(incidents, key=lambda each: (each.opened_seconds, each.id)):
             topology = Topology([incident.entity, *(each.entity for each in incident.anomalies)])
-            on_gpu = all(_on_gpu_side(each) for each in incident.anomalies)
-            self._open.append(
-                _Open(
-                    incident,
-                    topology.stack_of(incident.entity),
-                    on_gpu and bool(incident.anomalies),
-                )
-            )
+            on_gpu = bool(incident.anomalies) and all(map(_on_gpu_side, incident.anomalies))
+            self._open.append(_Open(incident, topology.stack_of(incident.entity), on_gpu))
 
     def tick(self, detections: Detections) -> IncidentTick:
         """Move every incident on by one tick."""
@@ -117,72 +124,85 @@ class IncidentTracker:
         told = _Told()
         for stack in sorted(stacks):
             anomalies = self._without_old_events(stack, by_stack.get(stack, []))
-            members = topology.members(stack) or frozenset(a.entity for a in anomalies)
-            diagnosis = self._diagnoser.diagnose(now, remembered, members) if members else None
-            owner = self._tick_open(now, stack, anomalies, diagnosis, visible, told)
-            if diagnosis is None or owner is not None:
-                self._gate.drop(stack)
-            else:
-                self._consider_opening(stack, anomalies, diagnosis, told)
-            self._forget_resolved(now, stack, members)
+            view = _View(
+                stack=stack,
+                members=topology.members(stack),
+                visible=visible,
+                remembered=remembered,
+                told=told,
+            )
+            self._tick_stack(view, anomalies)
+            self._forget_resolved(now, stack, view.members)
         return IncidentTick(self.open_incidents, tuple(told.changes), tuple(told.refreshed))
 
-    def _tick_open(  # noqa: PLR0917 - one tick of one stack is these six things
+    def _tick_stack(self, view: _View, anomalies: Sequence[Anomaly]) -> None:
+        """Move one stack on: as one incident, or as a GPU's and the service's beside each other."""
+        opened = [each for each in self._open if each.stack == view.stack]
+        on_gpu = next((each for each in opened if each.on_gpu), None)
+        main = next((each for each in opened if not each.on_gpu), None)
+        if on_gpu is None:
+            self._tick_side(view, main, anomalies, self._diagnose(view))
+            return
+        felt = [each for each in anomalies if not _on_gpu_side(each)]
+        rest = self._diagnose(view, explained_by=on_gpu) if felt or main is not None else None
+        is_separate = rest is not None and rest.verdict is Verdict.FAULT
+        if main is not None or is_separate:
+            self._tick_side(view, main, felt, rest)
+            anomalies = [each for each in anomalies if _on_gpu_side(each)]
+        else:
+            self._gate.drop(view.stack)
+        whole = self._diagnose(view)
+        concerns_gpu = self._cause(whole.leading.cause).entity_kind == "gpu"
+        self._tick_incident(view, on_gpu, anomalies, whole if concerns_gpu else None)
+
+    def _diagnose(self, view: _View, *, explained_by: _Open | None = None) -> Diagnosis:
+        leading = explained_by.incident.leading if explained_by is not None else None
+        return self._diagnoser.diagnose(
+            view.remembered.time_seconds,
+            view.remembered,
+            view.members,
+            explained_by=leading.cause if leading is not None else None,
+        )
+
+    def _tick_side(
         self,
-        now: float,
-        stack: str,
+        view: _View,
+        tracked: _Open | None,
         anomalies: Sequence[Anomaly],
         diagnosis: Diagnosis | None,
-        visible: Collection[str],
-        told: _Told,
-    ) -> _Open | None:
-        """Move the open incidents of a stack on and return the one that the diagnosis speaks of."""
-        opened = [each for each in self._open if each.stack == stack]
-        owner = self._owner(opened, anomalies, diagnosis)
-        for each in opened:
-            own = [a for a in anomalies if len(opened) == 1 or _on_gpu_side(a) == each.on_gpu]
-            if each is owner and diagnosis is not None:
-                self._consider(each, own, diagnosis, told)
-            # What nobody can see is not known to be over.
-            if any(self._holds(each, a) for a in own) or each.incident.entity not in visible:
-                each.clear_since_seconds = None
-            else:
-                self._consider_end(now, each, told)
-        return owner
+    ) -> None:
+        if tracked is not None:
+            self._gate.drop(view.stack)
+            self._tick_incident(view, tracked, anomalies, diagnosis)
+        elif diagnosis is not None:
+            self._consider_opening(view, anomalies, diagnosis)
 
-    def _owner(
-        self, opened: Sequence[_Open], anomalies: Sequence[Anomaly], diagnosis: Diagnosis | None
-    ) -> _Open | None:
-        """Return the open incident that this tick's diagnosis speaks of, None for a new one.
-
-        A GPU incident that users did not feel and a fault of the service on the same host are two;
-        everything else on one stack is one.
-        """
-        if not opened or diagnosis is None:
-            return None
-        cause = self._cause(diagnosis.leading.cause)
-        if cause.entity_kind == "any" or len(opened) > 1:
-            wanted = cause.entity_kind == "gpu"
-            return next((each for each in opened if each.on_gpu == wanted), opened[0])
-        only = opened[0]
-        felt = any(not _on_gpu_side(each) for each in anomalies)
-        service_fault = cause.entity_kind != "gpu" and diagnosis.verdict is Verdict.FAULT
-        return None if only.on_gpu and service_fault and felt else only
+    def _tick_incident(
+        self,
+        view: _View,
+        tracked: _Open,
+        anomalies: Sequence[Anomaly],
+        diagnosis: Diagnosis | None,
+    ) -> None:
+        if diagnosis is not None:
+            self._consider(tracked, anomalies, diagnosis, view.told)
+        # What nobody can see is not known to be over.
+        hidden = tracked.incident.entity not in view.visible
+        if hidden or any(self._holds(tracked, each) for each in anomalies):
+            tracked.clear_since_seconds = None
+        else:
+            self._consider_end(view.remembered.time_seconds, tracked, view.told)
 
     # --- opening ---------------------------------------------------------------------------------
 
     def _consider_opening(
-        self, stack: str, anomalies: Sequence[Anomaly], diagnosis: Diagnosis, told: _Told
+        self, view: _View, anomalies: Sequence[Anomaly], diagnosis: Diagnosis
     ) -> None:
-        beside_gpu_incident = any(each.stack == stack for each in self._open)
-        new = [each for each in anomalies if not (beside_gpu_incident and _on_gpu_side(each))]
-
-        def is_left_over(group: Anomalies) -> bool:
-            return self._is_left_over(stack, group)
-
-        ready = self._gate.consider(stack, new, diagnosis, is_left_over)
+        ready = self._gate.consider(
+            view.stack, anomalies, diagnosis, partial(self._is_left_over, view.stack)
+        )
         if ready is not None:
-            told.changes.append(self._open_incident(stack, ready, diagnosis))
+            view.told.changes.append(self._open_incident(view.stack, ready, diagnosis))
 
     def _is_left_over(self, stack: str, group: Anomalies) -> bool:
         """Say whether everything in a group was already part of an incident that has ended."""

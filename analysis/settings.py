@@ -50,10 +50,11 @@ class IncidentSettings(BaseModel):
         8.0, ge=0, le=3600, description="How long all symptoms must be gone before it is over."
     )
     reopen_within_seconds: float = Field(
-        15.0,
+        5.0,
         ge=0,
         le=3600,
-        description="The same cause on the same entity within this time continues the old incident.",
+        description="The same cause on the same entity within this time after the end continues the "
+        "old incident: it was not over.",
     )
     max_anomalies: int = Field(
         50, ge=5, le=1000, description="Anomalies that an incident keeps; the strongest stay."

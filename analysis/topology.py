@@ -15,7 +15,7 @@ _CANARY_READER = "canary-"
 
 
 class Topology:
-    """The relations among a set of entities. Immutable: build another when entities appear.
+    """The relations among a set of entities, which does not change: build another when one appears.
 
     Args:
         entities: every entity that has been seen.
@@ -31,7 +31,7 @@ class Topology:
             {top_of(name) for name in self._entities if kind_of(top_of(name)) == "host"}
         )
         self._service_hosts = dict(service_hosts or {})
-        self._related = {name: self._relatives(name) for name in self._entities}
+        self._related: dict[str, frozenset[str]] = {}
         self._stacks: dict[str, set[str]] = {}
         for name in self._entities:
             self._stacks.setdefault(self.stack_of(name), set()).add(name)
@@ -67,7 +67,9 @@ class Topology:
 
     def related(self, name: str) -> frozenset[str]:
         """Return the entities on which evidence for a cause on ``name`` may show, without itself."""
-        return self._related.get(name, frozenset())
+        if name not in self._related:
+            self._related[name] = self._relatives(name)
+        return self._related[name]
 
     def source_of(self, entity: str, signal: str) -> str | None:
         """Return the collector that delivers a series, None where that cannot be told."""

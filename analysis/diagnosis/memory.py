@@ -6,7 +6,7 @@ memory shows diagnosis the worst recent state of each series for a while after i
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from analysis.detection.contract import Detections, SignalState
@@ -20,6 +20,26 @@ from collectors.contract import SeriesKey
 class _Kept:
     state: SignalState
     last_seen_seconds: float
+
+
+class _Overlay(Mapping[SeriesKey, SignalState]):
+    """What is remembered over what is, without making the states of series nobody looks at."""
+
+    def __init__(
+        self, kept: Mapping[SeriesKey, SignalState], states: Mapping[SeriesKey, SignalState]
+    ) -> None:
+        self._kept = kept
+        self._states = states
+
+    def __getitem__(self, key: SeriesKey) -> SignalState:
+        kept = self._kept.get(key)
+        return self._states[key] if kept is None else kept
+
+    def __iter__(self) -> Iterator[SeriesKey]:
+        return iter(self._states)
+
+    def __len__(self) -> int:
+        return len(self._states)
 
 
 class EvidenceMemory:
@@ -48,9 +68,8 @@ class EvidenceMemory:
             if self._is_notable(state):
                 self._keep(key, state, now)
         self._drop_expired(now)
-        merged = dict(detections.states)
-        merged.update({key: kept.state for key, kept in self._kept.items()})
-        return replace(detections, states=merged)
+        kept = {key: kept.state for key, kept in self._kept.items()}
+        return replace(detections, states=_Overlay(kept, detections.states))
 
     def forget(self, entities: Collection[str]) -> None:
         """Forget a set of entities, so that one fault does not colour the next one's diagnosis."""

@@ -83,7 +83,12 @@ class Diagnoser:
         return self._topology
 
     def diagnose(
-        self, now_seconds: float, detections: Detections, scope: Collection[str]
+        self,
+        now_seconds: float,
+        detections: Detections,
+        scope: Collection[str],
+        *,
+        explained_by: str | None = None,
     ) -> Diagnosis:
         """Explain what is seen on a set of entities.
 
@@ -91,26 +96,33 @@ class Diagnoser:
             now_seconds: the time of the tick.
             detections: every series' state; those outside the scope only serve as relatives.
             scope: the entities that a cause may live on.
+            explained_by: a cause that is known already. It does not compete, and what it explains
+                counts neither for nor against another: what is left is a second fault or nothing.
 
         Returns:
             At least five hypotheses where the catalogue has as many causes for the scope.
         """
         topology = self.topology({key.entity for key in detections.states})
-        reader = EvidenceReader(self._settings, self.causes, topology, detections.states)
-        overall = reader.about_all(scope)
+        near = {*scope, *(other for name in scope for other in topology.related(name))}
+        states = {key: detections.states[key] for key in detections.states if key.entity in near}
+        reader = EvidenceReader(self._settings, self.causes, topology, states)
+        known = self.causes.causes.get(explained_by or "")
+        explained = frozenset(known.expects if known is not None else ())
+        overall = _without(reader.about_all(scope), explained)
+        answers = {entity: _without(reader.about(entity), explained) for entity in sorted(scope)}
         first_symptom = earliest_symptom(overall.values())
-        answers = {entity: reader.about(entity) for entity in sorted(scope)}
         busiest = _busiest_entity(detections, scope)
         best: list[_Scored] = []
         for cause in self.causes.causes.values():
+            if cause is known:
+                continue
+            places = [
+                (entity, answer)
+                for entity, answer in answers.items()
+                if kind_of(entity) == cause.entity_kind
+            ]
             if cause.entity_kind == "any":
-                places: list[tuple[str, Mapping[str, Observed]]] = [(busiest, overall)]
-            else:
-                places = [
-                    (entity, answer)
-                    for entity, answer in answers.items()
-                    if kind_of(entity) == cause.entity_kind
-                ]
+                places = [(busiest, overall)]
             scored = [
                 self.score(cause, answer, entity=entity, first_symptom=first_symptom)
                 for entity, answer in places
@@ -270,6 +282,13 @@ def _records(items: Sequence[_Item], simulated: Collection[str]) -> tuple[Eviden
         )
         for item in items
     )
+
+
+def _without(answers: dict[str, Observed], explained: Collection[str]) -> dict[str, Observed]:
+    return {
+        name: Observed(answer.observation, None) if name in explained else answer
+        for name, answer in answers.items()
+    }
 
 
 def _log_ratio(observed: Observed, probability: float) -> float:
