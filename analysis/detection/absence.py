@@ -137,34 +137,42 @@ class DropToZero:
             low=np.where(known, own.zero_share * columns["level"], np.nan),
             high=np.full(len(columns), np.nan),
         )
-        self._learn(time_seconds, values, judged, zero, run, learn & ~(known & (score > 1.0)))
+        self._note_runs(judged, zero, run, learn)
+        self._learn(time_seconds, values, judged & learn & ~(known & (score > 1.0)), zero)
+        columns["count"][judged] += 1.0
+        columns["last_seconds"][judged] = time_seconds
         return result
 
-    def _learn(
+    def _note_runs(
         self,
-        time_seconds: float,
-        values: FloatArray,
         judged: NDArray[np.bool_],
         zero: NDArray[np.bool_],
         run: FloatArray,
         learn: NDArray[np.bool_],
     ) -> None:
+        """Count runs of zeros and remember the longest that was none of our alarms."""
         columns = self._columns
         ended = judged & ~zero & learn & (columns["run"] > 0)
         columns["longest"][judged] *= _LONGEST_DECAY
         columns["longest"][ended] = np.maximum(columns["longest"], columns["run"])[ended]
+        columns["run"][judged] = run[judged]
+
+    def _learn(
+        self,
+        time_seconds: float,
+        values: FloatArray,
+        taken: NDArray[np.bool_],
+        zero: NDArray[np.bool_],
+    ) -> None:
+        columns = self._columns
         elapsed = np.nan_to_num(time_seconds - columns["last_seconds"])
         rate = np.maximum(
             1.0 - np.exp(-elapsed / self._settings.memory_seconds), 1.0 / (columns["count"] + 1.0)
         )
-        taken = judged & learn
         columns["zero_ratio"][taken] += (rate * (zero - columns["zero_ratio"]))[taken]
         working = taken & ~zero
         level = np.where(np.isnan(columns["level"]), values, columns["level"])
         columns["level"][working] = (level + rate * (values - level))[working]
-        columns["run"][judged] = run[judged]
-        columns["count"][judged] += 1.0
-        columns["last_seconds"][judged] = time_seconds
 
     def state(self) -> Mapping[str, NDArray[np.generic]]:
         """Return what has to be kept over a restart."""

@@ -8,6 +8,7 @@ least as long as the hold; and one that comes back soon after clearing has to la
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,7 @@ class AlertPolicy:
 
     def __init__(self, settings: AlertSettings) -> None:
         self._settings = settings
+        self._dismissed = np.empty(0)
         self._columns = Columns(
             active=False,
             pending=False,
@@ -56,6 +58,11 @@ class AlertPolicy:
         """``[series]``: when the present anomaly was raised; NaN while there is none."""
         return self._columns["raised_seconds"]
 
+    @property
+    def dismissed(self) -> FloatArray:
+        """``[series]``: values above 1 in deviations that ended at this tick without being raised."""
+        return self._dismissed
+
     def grow(self, count: int) -> None:
         """Add series."""
         self._columns.grow(count)
@@ -65,9 +72,9 @@ class AlertPolicy:
         time_seconds: float,
         score: FloatArray,
         *,
-        minimum_values: NDArray[np.generic],
-        minimum_seconds: NDArray[np.generic],
-        hold_seconds: NDArray[np.generic] | float,
+        minimum_values: NDArray[Any],
+        minimum_seconds: NDArray[Any],
+        hold_seconds: NDArray[Any] | float,
     ) -> None:
         """Take one tick of scores ``[series]``; NaN leaves a series as it is.
 
@@ -110,7 +117,7 @@ class AlertPolicy:
         columns["calm"][calm] += 1.0
         columns["calm"][seen & ~calm] = 0.0
 
-    def _end(self, time_seconds: float, hold_seconds: NDArray[np.generic] | float) -> None:
+    def _end(self, time_seconds: float, hold_seconds: NDArray[Any] | float) -> None:
         columns, own = self._columns, self._settings
         calm = columns["calm"] >= _CLEAR_VALUES
         quiet_for = time_seconds - columns["calm_since_seconds"]
@@ -119,7 +126,9 @@ class AlertPolicy:
         )
         over = columns["active"] & calm & (quiet_for >= own.clear_seconds) & held
         columns["cleared_seconds"][over] = time_seconds
-        self._clear(over | (columns["pending"] & calm))
+        fizzled = columns["pending"] & calm
+        self._dismissed = np.where(fizzled, columns["above"], 0.0)
+        self._clear(over | fizzled)
 
     def _clear(self, chosen: NDArray[np.bool_]) -> None:
         columns = self._columns

@@ -34,7 +34,8 @@ class TailTracker:
     @property
     def limit(self) -> FloatArray:
         """The present factor of each series."""
-        return self._columns["limit"]
+        limit: FloatArray = self._columns["limit"]
+        return limit
 
     def grow(self, count: int) -> None:
         """Add series."""
@@ -49,6 +50,13 @@ class TailTracker:
         np.clip(limit * (1.0 + step), 1.0, _HIGHEST, out=limit)
         self._columns["above"][:] += above
         self._columns["seen"][:] += taken
+
+    def add_dismissed(self, values: FloatArray) -> None:
+        """Learn of values ``[series]`` above 1, by number, that turned out to be normal after all."""
+        limit = self._columns["limit"]
+        np.clip(limit * (1.0 + _STEP) ** values, 1.0, _HIGHEST, out=limit)
+        self._columns["above"][:] += values
+        self._columns["seen"][:] += values
 
     def realised_rate(self) -> FloatArray:
         """Return the share of normal values that scored above 1; NaN where none was seen."""

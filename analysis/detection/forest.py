@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import structlog
@@ -37,8 +37,6 @@ _DEPTH = 7
 _EULER_GAMMA = 0.5772156649015329
 _LEAST_WIDTH = 0.05
 _ROOMS = ("feature", "threshold", "left", "right", "length")
-
-T = TypeVar("T")
 
 
 class SameThreadExecutor(Executor):
@@ -82,7 +80,7 @@ def fit_forest(rows: FloatArray, *, trees: int, seed: int) -> PackedForest:
     model = IsolationForest(
         n_estimators=trees, max_samples=min(_SAMPLES, len(rows)), random_state=seed, n_jobs=1
     ).fit(rows)
-    packed = {
+    packed: dict[str, NDArray[Any]] = {
         "feature": np.full((trees, _NODES), -1, dtype=np.int16),
         "threshold": np.zeros((trees, _NODES)),
         "left": np.zeros((trees, _NODES), dtype=np.int16),
@@ -251,7 +249,11 @@ class ForestVote:
 
     def restore(self, state: Mapping[str, NDArray[np.generic]]) -> None:
         """Take up a state of the same series; unfinished fits start again on the same rows."""
-        own = {"kept": self._kept, "about": self._about, "clock": np.empty(3)}
+        own: dict[str, NDArray[Any]] = {
+            "kept": self._kept,
+            "about": self._about,
+            "clock": np.empty(3),
+        }
         own.update({f"tree_{name}": array for name, array in self._trees.items()})
         for name, array in own.items():
             if name not in state or state[name].shape != array.shape:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from analysis.detection.absence import Absence, DropToZero
 from analysis.detection.alert_policy import AlertPolicy
 from analysis.detection.columns import Columns
-from analysis.detection.contract import Detections, Detector, FloatArray, Scores
+from analysis.detection.contract import Detections, Detector, FloatArray, Scores, SignalState
 from analysis.detection.forest import ForestVote
 from analysis.detection.limits import LimitRule, Limits
 from analysis.detection.mahalanobis import MahalanobisVote
@@ -28,7 +29,6 @@ from analysis.detection.settings import DetectionSettings
 from analysis.detection.state_file import DetectionStateError, read_state, write_state
 from analysis.detection.states import (
     ABSENT,
-    DIRECTIONS,
     DOWN,
     EVENT,
     NORMAL,
@@ -45,7 +45,21 @@ from collectors.signals import unit_of
 _LEADERS = ("baseline", "limit", "absence", "drop_to_zero", "trend")
 """Detectors whose score can be that of a series; the order breaks ties."""
 _NAMES = (*_LEADERS, "mahalanobis", "forest")
-_HELD = ("observed", "expected", "low", "high", "score", "direction", "detectors")
+_BOUNDS = ("expected", "low", "high")
+_SHOWN = (*_BOUNDS, "observed", "score", "direction", "detectors")
+
+
+@dataclass(frozen=True, slots=True)
+class _Moment:
+    """What one tick's values look like, each array ``[series]``."""
+
+    seconds: float
+    given: NDArray[np.bool_]
+    stale: NDArray[np.bool_]
+    """The newest value is older than the series' own cadence explains."""
+    age: FloatArray
+    direction: NDArray[np.int8]
+    """On which side of the baseline the value is."""
 
 
 class DetectionPipeline:
@@ -98,16 +112,9 @@ class DetectionPipeline:
             self._votes.append(ForestVote(own.forest, self._executor, largest=largest))
         self._statistical = AlertPolicy(own.alerts)
         self._hard = AlertPolicy(own.alerts)
-        self._seen = Columns(value=np.nan, seconds=np.nan, previous=np.nan, score=0.0)
-        self._held = Columns(
-            observed=np.nan,
-            expected=np.nan,
-            low=np.nan,
-            high=np.nan,
-            score=0.0,
-            direction=NORMAL,
-            detectors=0,
-        )
+        self._seen = Columns(value=np.nan, seconds=np.nan, onset=np.nan)
+        self._last = _shown_columns()
+        self._held = _shown_columns()
 
     @property
     def realised_tail_rate(self) -> Mapping[SeriesKey, float]:
@@ -135,8 +142,9 @@ class DetectionPipeline:
         stale = age > self._absence.age_of_observation
         self._lift(leaders, votes)
         direction = self._direction_of_baseline(leaders[0], increments)
-        self._update_policies(now_seconds, leaders, direction, given, stale, age)
-        arrays = self._fuse(leaders, votes, direction, given, stale, age)
+        moment = _Moment(now_seconds, given, stale, age, direction)
+        counted = self._update_policies(moment, leaders)
+        arrays = self._fuse(moment, leaders, votes, counted)
         anomalies = self._anomalies(now_seconds, arrays)
         self._absorb(now_seconds)
         return Detections(now_seconds, anomalies, States(self._index, arrays, _NAMES))
@@ -188,6 +196,7 @@ class DetectionPipeline:
             "statistical_policy": self._statistical,
             "hard_policy": self._hard,
             "seen": self._seen,
+            "last": self._last,
             "held": self._held,
         }
 
@@ -211,7 +220,7 @@ class DetectionPipeline:
         self._profiles.grow(keys)
         for detector in (*self._leaders, *self._votes):
             detector.grow(keys)
-        for sized in (self._statistical, self._hard, self._seen, self._held):
+        for sized in (self._statistical, self._hard, self._seen, self._last, self._held):
             sized.grow(len(keys))
 
     def _note(self, now_seconds: float, values: FloatArray, given: NDArray[np.bool_]) -> FloatArray:
@@ -245,16 +254,10 @@ class DetectionPipeline:
         direction = np.where(values > baseline.expected, UP, DOWN).astype(np.int8)
         return np.where(np.isfinite(values - baseline.expected), direction, NORMAL).astype(np.int8)
 
-    def _update_policies(
-        self,
-        now_seconds: float,
-        leaders: Sequence[Scores],
-        direction: NDArray[np.int8],
-        given: NDArray[np.bool_],
-        stale: NDArray[np.bool_],
-        age: FloatArray,
-    ) -> None:
+    def _update_policies(self, moment: _Moment, leaders: Sequence[Scores]) -> NDArray[np.bool_]:
+        """Give both channels their scores; return which series deviate in a way that counts."""
         profiles = self._profiles
+        direction, given, stale = moment.direction, moment.given, moment.stale
         bad = (profiles["bad_up"] & (direction == UP)) | (
             profiles["bad_down"] & (direction == DOWN)
         )
@@ -262,83 +265,86 @@ class DetectionPipeline:
         # What a series no longer says neither raises nor holds an anomaly of its value.
         statistical = np.where(stale & ~given, 0.0, statistical)
         self._statistical.update(
-            now_seconds,
+            moment.seconds,
             statistical,
             minimum_values=profiles["minimum_values"],
             minimum_seconds=profiles["minimum_seconds"],
             hold_seconds=0.0,
         )
+        self._baseline.dismiss(self._statistical.dismissed)
         _, limit, absence, drop, trend = (scores.score for scores in leaders)
         # An old absence is a series that is gone, not news.
-        silent = ~profiles["conditional"] & (age <= self._settings.alerts.absorb_seconds)
+        silent = ~profiles["conditional"] & (moment.age <= self._settings.alerts.absorb_seconds)
         absence = np.where(silent, absence, np.where(stale, 0.0, np.nan))
         hard = np.fmax(np.fmax(limit, absence), np.fmax(drop, trend))
         harmless = ~(profiles["bad_up"] | profiles["bad_down"])
         values, seconds, hold = self._limits.durations
+        hard = np.where(harmless, np.nan, hard)
         self._hard.update(
-            now_seconds,
-            np.where(harmless, np.nan, hard),
+            moment.seconds,
+            hard,
             minimum_values=values,
             minimum_seconds=seconds,
             hold_seconds=hold,
         )
+        return np.asarray((np.nan_to_num(statistical) > 1.0) | (np.nan_to_num(hard) > 1.0))
 
     def _fuse(
         self,
+        moment: _Moment,
         leaders: Sequence[Scores],
         votes: Sequence[Scores],
-        baseline_direction: NDArray[np.int8],
-        given: NDArray[np.bool_],
-        stale: NDArray[np.bool_],
-        age: FloatArray,
+        counted: NDArray[np.bool_],
     ) -> TickArrays:
-        count = len(self._keys)
-        columns = np.arange(count)
         stacked = np.nan_to_num(np.vstack([scores.score for scores in leaders]), nan=-1.0)
         leader = np.argmax(stacked, axis=0)
-        # Between the values of a slow series its last score stands.
-        fresh = given | stale | (stacked[2] > 1.0)
-        seen = self._seen
-        seen["score"][fresh] = np.maximum(stacked[leader, columns], 0.0)[fresh]
-        score = seen["score"].copy()
-        direction = self._directions(leader, baseline_direction, score)
-        active = self._statistical.active | self._hard.active
-        bounds = {
-            name: _led(leaders, leader, name, score > 1.0) for name in ("expected", "low", "high")
-        }
+        score = np.maximum(stacked[leader, np.arange(len(leader))], 0.0)
+        deviating = score > 1.0
         now = {
-            "observed": np.where(stale & ~given, np.nan, seen["value"]),
-            **bounds,
+            "observed": self._seen["value"],
             "score": score,
-            "direction": direction,
+            "direction": self._directions(leader, moment.direction, deviating),
             "detectors": _bits((*leaders, *votes)),
+            **{name: _led(leaders, leader, name, deviating) for name in _BOUNDS},
         }
-        self._hold(now, (score > 1.0) & (fresh | active), active)
-        held = active & ((score <= 1.0) | self._profiles["event"])
-        shown = {name: np.where(held, self._held[name], now[name]) for name in _HELD}
-        shown["observed"] = np.where(
-            held & self._profiles["event"], self._held["observed"], now["observed"]
-        )
-        onset = np.fmin(self._statistical.onset_seconds, self._hard.onset_seconds)
+        # Between the values of a slow series what was said of its last value stands.
+        fresh = moment.given | moment.stale | (stacked[2] > 1.0)
+        for name in _SHOWN:
+            self._last[name][fresh] = now[name][fresh]
+        last = {name: self._last[name].copy() for name in _SHOWN}
+        active = self._statistical.active | self._hard.active
+        self._hold(last, counted & (last["score"] > 1.0), active)
+        event = self._profiles["event"]
+        held = active & ((last["score"] <= 1.0) | event)
+        shown = {name: np.where(held, self._held[name], last[name]) for name in _SHOWN}
+        gone = moment.stale & ~moment.given & ~(held & event)
+        observed = np.where(held & event, self._held["observed"], last["observed"])
         return TickArrays(
-            observed=shown["observed"],
-            age_seconds=age,
+            observed=np.where(gone, np.nan, observed),
+            age_seconds=moment.age,
             expected=shown["expected"],
             low=shown["low"],
             high=shown["high"],
             score=shown["score"],
             direction=shown["direction"].astype(np.int8),
-            onset_seconds=onset,
+            onset_seconds=self._note_onset(),
             active=active,
             warmed_up=self._baseline.warmed_up,
-            detectors=shown["detectors"].astype(np.int64),
+            detectors=shown["detectors"],
         )
+
+    def _note_onset(self) -> FloatArray:
+        """Return the onset of each deviation: the first of both channels, for as long as either lasts."""
+        onset = self._seen["onset"]
+        first = np.fmin(self._statistical.onset_seconds, self._hard.onset_seconds)
+        onset[:] = np.where(np.isnan(first), np.nan, np.fmin(onset, first))
+        return np.array(onset)
 
     def _directions(
         self,
         leader: NDArray[np.int64],
         of_baseline: NDArray[np.int8],
-        score: FloatArray,
+        deviating: NDArray[np.bool_],
     ) -> NDArray[np.int64]:
         below = self._seen["value"] < self._limits.below
         by_leader = np.choose(
@@ -346,7 +352,7 @@ class DetectionPipeline:
             [of_baseline, np.where(below, DOWN, UP), np.full_like(leader, ABSENT), DOWN, UP],
         )
         by_leader = np.where(self._profiles["event"] & (leader == 1), EVENT, by_leader)
-        return np.where(score > 1.0, by_leader, NORMAL)
+        return np.where(deviating, by_leader, NORMAL)
 
     def _hold(
         self,
@@ -356,7 +362,7 @@ class DetectionPipeline:
     ) -> None:
         """Keep what the newest deviating value looked like, for as long as its anomaly is held."""
         held = self._held
-        for name in _HELD:
+        for name in _SHOWN:
             if name == "detectors":
                 before = np.where(active, held[name], 0)
                 held[name][deviating] = (before | now[name].astype(np.int64))[deviating]
@@ -364,31 +370,42 @@ class DetectionPipeline:
                 held[name][deviating] = now[name][deviating]
 
     def _anomalies(self, now_seconds: float, arrays: TickArrays) -> tuple[Anomaly, ...]:
-        states = States(self._index, arrays, _NAMES)
-        found = []
-        for column in np.flatnonzero(arrays.active):
-            key = self._keys[column]
-            state = states[key]
-            onset = now_seconds if state.onset_seconds is None else state.onset_seconds
-            direction = DIRECTIONS[int(self._held["direction"][column])]
-            found.append(
-                Anomaly(
-                    entity=key.entity,
-                    signal=key.signal,
-                    unit=unit_of(key.signal),
-                    time_seconds=now_seconds,
-                    onset_seconds=onset,
-                    score=state.score,
-                    direction=direction,
-                    observed=state.observed,
-                    expected=state.expected,
-                    low=state.low,
-                    high=state.high,
-                    detectors=state.detectors,
-                    simulated=self._history.labels(key).get("simulated") == "true",
-                )
-            )
-        return tuple(found)
+        """Return what is active, as its newest deviating value showed it."""
+        held = self._held
+        shown = TickArrays(
+            observed=np.where(self._profiles["event"], held["observed"], arrays.observed),
+            age_seconds=arrays.age_seconds,
+            expected=held["expected"],
+            low=held["low"],
+            high=held["high"],
+            score=held["score"],
+            direction=held["direction"].astype(np.int8),
+            onset_seconds=arrays.onset_seconds,
+            active=arrays.active,
+            warmed_up=arrays.warmed_up,
+            detectors=held["detectors"],
+        )
+        states = States(self._index, shown, _NAMES)
+        columns = np.flatnonzero(arrays.active)
+        return tuple(self._anomaly(now_seconds, states[self._keys[column]]) for column in columns)
+
+    def _anomaly(self, now_seconds: float, state: SignalState) -> Anomaly:
+        onset = now_seconds if state.onset_seconds is None else state.onset_seconds
+        return Anomaly(
+            entity=state.key.entity,
+            signal=state.key.signal,
+            unit=unit_of(state.key.signal),
+            time_seconds=now_seconds,
+            onset_seconds=onset,
+            score=state.score,
+            direction=state.direction,
+            observed=state.observed,
+            expected=state.expected,
+            low=state.low,
+            high=state.high,
+            detectors=state.detectors,
+            simulated=self._history.labels(state.key).get("simulated") == "true",
+        )
 
     def _absorb(self, now_seconds: float) -> None:
         """Take a level that has lasted for the new normal: it has been told of once."""
@@ -397,6 +414,19 @@ class DetectionPipeline:
         if old.any():
             self._baseline.rebase(old)
             self._statistical.drop(old)
+
+
+def _shown_columns() -> Columns:
+    """Return columns for what is shown of a series; direction and detectors are small numbers."""
+    return Columns(
+        observed=np.nan,
+        expected=np.nan,
+        low=np.nan,
+        high=np.nan,
+        score=0.0,
+        direction=NORMAL,
+        detectors=0,
+    )
 
 
 def _led(

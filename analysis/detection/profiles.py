@@ -1,8 +1,8 @@
 """What detection knows of a series before it has seen it: its signal's family, as arrays.
 
 Deviations are measured in one of two spaces. Durations, rates and counts act by multiplication, so
-they are compared as ``asinh(value / deadband)``, which is linear within the deadband and logarithmic
-above it. All others are compared as they are. The sensitivity of each family is in ``profiles.toml``.
+they are compared as ``asinh(value / knee)``, which is linear below the knee and logarithmic above.
+All others are compared as they are. The sensitivity of each family is in ``profiles.toml``.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ _MULTIPLICATIVE_UNITS = frozenset(
     }
 )
 _UNKNOWN_DEADBAND = 1e-9
+_SERVICE_PREFIXES = ("llm_", "engine_", "dependency_")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,9 @@ class Sensitivity:
     minimum_seconds: float
     leak: bool = False
     drop: bool = False
+    least: float | None = None
+    """The least deviation that can matter, in the unit of the signal; else ``deadbands`` say."""
+    windowed: bool = False
 
 
 @cache
@@ -93,6 +97,7 @@ class SeriesProfiles:
             bad_up=True,
             bad_down=True,
             deadband=_UNKNOWN_DEADBAND,
+            knee=1.0,
             least=0.0,
             log_floor=0.0,
             relative=0.0,
@@ -125,15 +130,15 @@ class SeriesProfiles:
     def forward(self, values: FloatArray) -> FloatArray:
         """Take values ``[series]`` into the space in which deviations are measured."""
         multiplicative = self._columns["multiplicative"]
-        deadband = self._columns["deadband"]
-        return np.where(multiplicative, np.arcsinh(values / deadband), values)
+        knee = self._columns["knee"]
+        return np.where(multiplicative, np.arcsinh(values / knee), values)
 
     def inverse(self, positions: FloatArray) -> FloatArray:
         """Bring positions back into the unit of the signal."""
         multiplicative = self._columns["multiplicative"]
-        deadband = self._columns["deadband"]
+        knee = self._columns["knee"]
         inside = np.where(multiplicative, np.clip(positions, -60.0, 60.0), 0.0)
-        return np.where(multiplicative, np.sinh(inside) * deadband, positions)
+        return np.where(multiplicative, np.sinh(inside) * knee, positions)
 
     def floor(self, level: FloatArray) -> FloatArray:
         """Return the least threshold of each series around a level, in the measuring space."""
@@ -155,18 +160,17 @@ class SeriesProfiles:
             columns["least"][column] = _UNKNOWN_DEADBAND
             return
         columns["deadband"][column] = max(signal.deadband, _UNKNOWN_DEADBAND)
-        columns["least"][column] = own.deadbands * signal.deadband
+        least = own.deadbands * signal.deadband if own.least is None else own.least
+        columns["least"][column] = least
+        # Below a quarter of the least deviation that matters, a factor says nothing.
+        columns["knee"][column] = max(min(signal.deadband, 0.25 * least), _UNKNOWN_DEADBAND)
         columns["multiplicative"][column] = is_multiplicative(signal)
         columns["counter"][column] = signal.kind is Kind.COUNTER
         columns["event"][column] = signal.kind is Kind.EVENT
         columns["statistical"][column] = signal.kind not in {Kind.EVENT, Kind.STATE}
         columns["bad_up"][column] = signal.bad_direction in {Bad.UP, Bad.BOTH}
         columns["bad_down"][column] = signal.bad_direction in {Bad.DOWN, Bad.BOTH}
-        # Means and shares over a window exist only while something happens: without traffic there
-        # is no latency, and its absence is no fault.
-        windowed = name.startswith(("llm_", "engine_", "dependency_")) and (
-            signal.kind in {Kind.HISTOGRAM, Kind.RATIO} or name.endswith(("_mean", "_step_seconds"))
-        )
-        columns["conditional"][column] = windowed or signal.kind is Kind.EVENT
+        by_kind = signal.kind in {Kind.HISTOGRAM, Kind.RATIO} and name.startswith(_SERVICE_PREFIXES)
+        columns["conditional"][column] = own.windowed or by_kind or signal.kind is Kind.EVENT
         columns["lowest"][column] = -np.inf if signal.low is None else signal.low
         columns["highest"][column] = np.inf if signal.high is None else signal.high

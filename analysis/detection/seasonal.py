@@ -29,6 +29,8 @@ _SIGMA_PER_MEAN_DEVIATION = 1.2533
 """sqrt(pi / 2): the standard deviation of a normal series over its mean absolute deviation."""
 _SHADOW_VALUES = 5.0
 """Memory, in values, of the fast level that always learns; a re-based series continues from it."""
+_LOAD_WEIGHT = 0.4
+"""Weight of the newest value in the average that stands for a load-like series, about four values."""
 _CLIP = 0.5
 """Residuals are clipped to this share of the threshold before they move the level."""
 
@@ -46,6 +48,7 @@ class SeasonalBaseline:
             level=np.nan,
             deviation=0.0,
             shadow=np.nan,
+            smooth=np.nan,
             gap=np.nan,
             count=0.0,
             first_seconds=np.nan,
@@ -58,7 +61,7 @@ class SeasonalBaseline:
         """``[series]``: whether a baseline of its own exists."""
         age = self._columns["last_seconds"] - self._columns["first_seconds"]
         enough = self._columns["count"] >= self._settings.warm_values
-        return enough & (age >= self._settings.warm_seconds)
+        return np.asarray(enough & (age >= self._settings.warm_seconds))
 
     @property
     def tail(self) -> TailTracker:
@@ -82,11 +85,13 @@ class SeasonalBaseline:
         season = self._season(time_seconds)
         given = np.isfinite(values) & profiles["statistical"].astype(bool)
         position = profiles.forward(np.where(given, values, np.nan)) - season
+        self._begin(time_seconds, position, given)
+        position = self._smooth(position, given)
         known = columns["count"] >= self._settings.quiet_values
         threshold = self._threshold(columns["level"] + season) * self._caution(time_seconds)
         error = position - columns["level"]
         expected = profiles.inverse(columns["level"] + season)
-        raw = self._raw_score(values, expected, error, threshold)
+        raw = self._raw_score(profiles.inverse(position + season), expected, error, threshold)
         started = given & learn & (raw > 1.0) & (error > 0) & self._idle(expected)
         raw = np.where(started, 0.0, raw)
         limit = self._tail.limit
@@ -102,8 +107,13 @@ class SeasonalBaseline:
         )
         self._tail.update(raw, learn & given & self.warmed_up)
         self._columns.reset(started)
+        self._begin(time_seconds, position, started)
         self._learn(time_seconds, position, given, learn, threshold)
         return result
+
+    def dismiss(self, values: FloatArray) -> None:
+        """Learn that deviations of so many values ``[series]`` were none: the tail is heavier."""
+        self._tail.add_dismissed(values)
 
     def rebase(self, chosen: NDArray[np.bool_]) -> None:
         """Take the present level of the chosen series ``[series]`` as their normal."""
@@ -158,6 +168,22 @@ class SeasonalBaseline:
         progress = np.clip(np.minimum(by_age, by_count) - 1.0, 0.0, 1.0)
         return np.asarray(own.cold_caution ** (1.0 - progress))
 
+    def _smooth(self, position: FloatArray, given: NDArray[np.bool_]) -> FloatArray:
+        """Average the newest values of load-like series, whose counts are noisy by nature."""
+        smooth = self._columns["smooth"]
+        weight = np.where(self._profiles["follows_load"], _LOAD_WEIGHT, 1.0)
+        smooth[given] += (weight * (position - smooth))[given]
+        return np.where(given, smooth, np.nan)
+
+    def _begin(self, time_seconds: float, position: FloatArray, given: NDArray[np.bool_]) -> None:
+        """Let series without a level start from their first value."""
+        columns = self._columns
+        fresh = given & (columns["count"] == 0)
+        columns["level"][fresh] = position[fresh]
+        columns["shadow"][fresh] = position[fresh]
+        columns["smooth"][fresh] = position[fresh]
+        columns["first_seconds"][fresh] = time_seconds
+
     def _learn(
         self,
         time_seconds: float,
@@ -167,11 +193,7 @@ class SeasonalBaseline:
         threshold: FloatArray,
     ) -> None:
         columns, own = self._columns, self._settings
-        fresh = given & (columns["count"] == 0)
-        for name in ("level", "shadow"):
-            columns[name][fresh] = position[fresh]
-        columns["first_seconds"][fresh] = time_seconds
-        elapsed = np.where(fresh, 0.0, time_seconds - columns["last_seconds"])
+        elapsed = np.where(columns["count"] == 0, 0.0, time_seconds - columns["last_seconds"])
         gap = np.where(np.isnan(columns["gap"]), elapsed, columns["gap"])
         columns["gap"][given] = (gap + 0.1 * (elapsed - gap))[given]
 

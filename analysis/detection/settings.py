@@ -27,7 +27,7 @@ class BaselineSettings(DetectionTable):
         60.0, ge=5, le=10000, description="Its lower bound in values."
     )
     raise_sigmas: float = Field(
-        4.5, ge=2, le=20, description="Deviation in robust standard deviations that scores 1."
+        3.5, ge=2, le=20, description="Deviation in robust standard deviations that scores 1."
     )
     quiet_values: int = Field(
         10, ge=3, le=1000, description="Values of a new series before it is scored at all."

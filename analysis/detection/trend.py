@@ -137,12 +137,14 @@ class _Window:
     @property
     def peak(self) -> FloatArray:
         """``[watched]``: the highest value older than the window; NaN where there is none."""
-        return self._arrays["peak"][0]
+        peak: FloatArray = self._arrays["peak"][0]
+        return peak
 
     @property
     def oldest(self) -> FloatArray:
         """``[watched]``: the oldest value in the window."""
-        return self._arrays["values"][0]
+        oldest: FloatArray = self._arrays["values"][0]
+        return oldest
 
     def grow(self, count: int) -> None:
         """Add series."""
