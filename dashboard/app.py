@@ -37,6 +37,9 @@ def main() -> None:
         )
     with left:
         components.live(components.bar, every_seconds=current.settings.refresh_seconds)
+    if page.url_path:
+        # The verdict of the overview says the same, as its first sentence.
+        components.live(components.stale_notice, every_seconds=current.settings.refresh_seconds)
     page.run()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import streamlit as st
 import structlog
 
@@ -12,7 +14,6 @@ from healing.errors import HealingError
 
 log = structlog.get_logger(__name__)
 
-ACTOR_KEY = "actor"
 _LONGEST_NAME = 60
 _LONGEST_REASON = 300
 
@@ -55,6 +56,17 @@ def _facts(action: Action, current: context.Context) -> list[tuple[str, str]]:
     return facts
 
 
+def actor_input(place: str, *, width: int | Literal["stretch"] = "stretch") -> str:
+    """Ask who is answering; what was given at one place stands at the next."""
+    name = st.text_input(
+        "Your name", value=str(st.session_state.get("actor", "")), key=f"actor-{place}",
+        max_chars=_LONGEST_NAME, placeholder="for the audit log", width=width,
+    )  # fmt: skip
+    if name:
+        st.session_state["actor"] = name
+    return str(name)
+
+
 @st.dialog("Answer a proposed action")
 def _ask(action_id: str, *, approve: bool) -> None:
     current = context.current()
@@ -74,10 +86,7 @@ def _ask(action_id: str, *, approve: bool) -> None:
         facts=_facts(action, current),
         proof=(),
     )
-    actor = st.text_input(
-        "Your name", key=ACTOR_KEY, max_chars=_LONGEST_NAME, persist_state="session",
-        placeholder="goes into the audit log",
-    )  # fmt: skip
+    actor = actor_input("answer")
     reason = "" if approve else st.text_input("Why not", key="reason", max_chars=_LONGEST_REASON)
     if approve:
         st.caption("The guard checks it once more before it runs.")

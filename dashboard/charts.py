@@ -183,6 +183,7 @@ def panel(
             yref="paper",
             font={"color": palette.FAINT},
         )
+        figure.update_yaxes(showticklabels=False)
     return figure
 
 

@@ -106,7 +106,12 @@ def bar() -> None:
         time=words.moment(current.now_seconds, current.zone),
         down=seen.down,
     )
-    newest = latest.newest_seconds
+
+
+def stale_notice() -> None:
+    """Say it loudly when the newest data is old."""
+    current = context.current()
+    newest = state_of(current).latest().newest_seconds
     if newest is not None and current.is_stale(newest):
         markup.show(
             "note",

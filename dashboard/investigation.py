@@ -211,13 +211,7 @@ def _feedback(
         for event in given:
             markup.muted(f"{event.actor}: {event.summary}")
         with st.container(horizontal=True, vertical_alignment="bottom"):
-            actor = st.text_input(
-                "Your name",
-                key=approval.ACTOR_KEY,
-                max_chars=60,
-                persist_state="session",
-                width=180,
-            )
+            actor = approval.actor_input("feedback", width=180)
             note = st.text_input(
                 "What it really was (optional)", key="feedback-note", max_chars=300
             )

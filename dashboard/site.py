@@ -6,7 +6,9 @@ from pathlib import Path
 
 import streamlit as st
 
-_PAGES = Path(__file__).resolve().parent / "pages"
+# Not "pages": a folder of that name beside the entry script makes Streamlit run the page alone, without
+# the frame, when the first address that anybody opens after a start is not the root.
+_VIEWS = Path(__file__).resolve().parent / "views"
 
 _LISTED = (
     ("overview", "Overview", ":material/monitor_heart:"),
@@ -22,7 +24,7 @@ def pages() -> list[st.Page]:
     """Return every page in the order of the navigation; the first is where one lands."""
     return [
         st.Page(
-            _PAGES / f"{name}.py",
+            _VIEWS / f"{name}.py",
             title=title,
             icon=icon,
             url_path="" if name == "overview" else name,
@@ -34,4 +36,4 @@ def pages() -> list[st.Page]:
 
 def page_path(name: str) -> Path:
     """Return the file of a page, for links to it."""
-    return _PAGES / f"{name}.py"
+    return _VIEWS / f"{name}.py"

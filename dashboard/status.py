@@ -105,7 +105,12 @@ def gpus(
     found = [
         _gpu(name, latest, open_incidents, is_stale, now_seconds) for name in latest.entities("gpu")
     ]
-    return sorted(found, key=lambda gpu: (badness(gpu.tone), gpu.margin_celsius, gpu.entity))
+    return sorted(found, key=_urgency)
+
+
+def _urgency(gpu: Gpu) -> tuple[int, int, float, str]:
+    worst = min((badness(badge.tone) for badge in gpu.badges), default=badness(Tone.OK))
+    return badness(gpu.tone), worst, gpu.margin_celsius, gpu.entity
 
 
 def _gpu(

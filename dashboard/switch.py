@@ -54,9 +54,7 @@ def _ask(*, stop: bool) -> None:
         if stop
         else "Healing will act again, as far as its mode and the guard let it.",
     )
-    actor = st.text_input(
-        "Your name", key=approval.ACTOR_KEY, max_chars=60, persist_state="session"
-    )
+    actor = approval.actor_input("switch")
     reason = st.text_input("Why", key="switch-reason", max_chars=300)
     if st.button("Stop it now" if stop else "Allow it now", key="confirm-switch", type="primary"):
         state = components.state_of(current)
