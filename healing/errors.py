@@ -16,19 +16,23 @@ class PolicyError(HealingError, ValueError):
     """The policy has a fault; the message names file, action and field."""
 
 
-class ActionNotFoundError(HealingError, LookupError):
+class LedgerError(HealingError):
+    """The ledger cannot do what it was asked for."""
+
+
+class ActionNotFoundError(LedgerError, LookupError):
     """The ledger knows no action of this id."""
 
 
-class WrongStateError(HealingError):
+class WrongStateError(LedgerError):
     """The action is not in a state from which it can go where it was told to."""
 
 
-class DuplicateActionError(HealingError):
+class DuplicateActionError(LedgerError):
     """An action of the same idempotency key has been recorded before."""
 
 
-class EntityBusyError(HealingError):
+class EntityBusyError(LedgerError):
     """Another action is under way on this entity, a parent or a child of it."""
 
     def __init__(self, entity: str, busy_with: str) -> None:

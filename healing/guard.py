@@ -150,9 +150,16 @@ class Guard:
         """Return which kill switch is on, in words; empty when none is."""
         if self._settings.kill_switch:
             return "the setting healing.kill_switch is on"
-        if self._kill_switch_file.exists():
-            return f"the file {self._kill_switch_file} exists"
-        return ""
+        path = self._kill_switch_file
+        try:
+            said = path.read_text("utf-8", errors="replace")
+        except FileNotFoundError:
+            return ""
+        except OSError as error:
+            # Somebody put something there that cannot be read: that is no reason to go on.
+            return f"the file {path} is there and cannot be read ({error.strerror})"
+        note = " ".join(said.split())[:200]
+        return f"the file {path} exists" + (f": {note}" if note else "")
 
     def decide(self, request: Request, now: float) -> Decision:
         """Judge one request."""

@@ -21,8 +21,11 @@ from healing.errors import (
     ActionNotFoundError,
     DuplicateActionError,
     EntityBusyError,
+    LedgerError,
     WrongStateError,
 )
+
+__all__ = ["EVENT_OF", "IN_EFFECT", "LIVE", "UNDER_WAY", "Ledger", "LedgerError", "related"]
 
 UNDER_WAY = frozenset({ActionState.INTENT, ActionState.EXECUTED})
 """States in which an action may be changing its entity, or the change is being verified."""

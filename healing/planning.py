@@ -16,8 +16,13 @@ from collectors.signals import Kind, catalogue
 from healing.actions import Action, ActionState
 from healing.executors.contract import Executor
 from healing.ledger import related
-from healing.policy import PAGE_HUMAN, BaselineParameter, Policy, Remedy
-from healing.verification import BASELINE_GAP_SECONDS, BASELINE_SECONDS, BASELINE_VALUES
+from healing.policy import PAGE_HUMAN, MeasuredParameter, Policy, Remedy, When
+from healing.verification import (
+    BASELINE_GAP_SECONDS,
+    BASELINE_SECONDS,
+    BASELINE_VALUES,
+    FRESH_SECONDS,
+)
 
 FRESH_WEIGHT_SHARE = 0.5
 """Share of the evidence's weight that has to be fresh."""
@@ -136,27 +141,30 @@ def _parameters(
 ) -> tuple[Mapping[str, Any], str]:
     resolved: dict[str, Any] = {}
     for name, given in step.remedy.parameters_of(step.attempt).items():
-        if not isinstance(given, BaselineParameter):
+        if not isinstance(given, MeasuredParameter):
             resolved[name] = given
             continue
-        usual = _usual(given.signal, entity, incident, history)
-        if usual is None:
-            return (
-                resolved,
-                f"{name} follows from {given.signal}, of which no normal value is known",
-            )
-        resolved[name] = round(max(given.at_least, given.times * usual), 2)
+        measured = _measured(given, entity, incident, history)
+        if measured is None:
+            which = "present" if given.when is When.NOW else "normal"
+            return resolved, f"{name} follows from {given.signal}, whose {which} value is not known"
+        resolved[name] = round(max(given.at_least, given.times * measured), 2)
     return resolved, ""
 
 
-def _usual(signal: str, entity: str | None, incident: Incident, history: History) -> float | None:
+def _measured(
+    given: MeasuredParameter, entity: str | None, incident: Incident, history: History
+) -> float | None:
     end = incident.onset_seconds - BASELINE_GAP_SECONDS
     for key in history.keys:
-        if key.signal == signal and entity is not None and related(key.entity, entity):
-            _, values = history.window(key, end - BASELINE_SECONDS, end)
-            values = values[np.isfinite(values)]
-            if values.size >= BASELINE_VALUES:
-                return float(np.median(values))
+        if key.signal != given.signal or entity is None or not related(key.entity, entity):
+            continue
+        if given.when is When.NOW:
+            return history.latest(key, max_age_seconds=FRESH_SECONDS)
+        _, values = history.window(key, end - BASELINE_SECONDS, end)
+        values = values[np.isfinite(values)]
+        if values.size >= BASELINE_VALUES:
+            return float(np.median(values))
     return None
 
 

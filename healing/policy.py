@@ -107,15 +107,24 @@ class LaggingSignals(_Frozen):
         return self
 
 
-class BaselineParameter(_Frozen):
-    """A parameter worked out from how a signal was before the incident: median times ``times``."""
+class When(StrEnum):
+    """Which value of a signal a parameter follows from."""
+
+    BEFORE = "before"
+    """The median before the incident."""
+    NOW = "now"
+
+
+class MeasuredParameter(_Frozen):
+    """A parameter worked out from a measurement: a signal's value times ``times``."""
 
     signal: str
+    when: When
     times: float = Field(gt=0, le=100)
     at_least: float = 0.0
 
     @model_validator(mode="after")
-    def _known_signal(self) -> BaselineParameter:
+    def _known_signal(self) -> MeasuredParameter:
         if self.signal not in catalogue():
             raise ValueError(f"signal {self.signal!r} is not in the signal catalogue")
         return self
@@ -131,8 +140,8 @@ class Remedy(_Frozen):
     description: str = Field(min_length=1)
     plan: str = Field(min_length=1)
     done: str = Field(min_length=1)
-    parameters: Mapping[str, Scalar | BaselineParameter] = {}
-    steps: tuple[Mapping[str, Scalar], ...] = ()
+    parameters: Mapping[str, Scalar | MeasuredParameter] = {}
+    steps: tuple[Mapping[str, Scalar | MeasuredParameter], ...] = ()
     risk: Risk
     reversible: bool
     mode: Mode
@@ -193,7 +202,7 @@ class Remedy(_Frozen):
     def _step_seconds(self) -> float:
         return self.verification.deadline_seconds if self.verification else 0.0
 
-    def parameters_of(self, attempt: int) -> Mapping[str, Scalar | BaselineParameter]:
+    def parameters_of(self, attempt: int) -> Mapping[str, Scalar | MeasuredParameter]:
         """Return the parameters of an attempt, counted from 1: the common ones and its step's."""
         step = self.steps[min(attempt, len(self.steps)) - 1] if self.steps else {}
         return {**self.parameters, **step}

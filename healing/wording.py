@@ -15,12 +15,12 @@ _LONGEST = 160
 
 def plan_words(remedy: Remedy, entity: str, parameters: Mapping[str, Any]) -> str:
     """Return what an action would do: ``Restart the engine of service/llm``."""
-    return Template(remedy.plan).safe_substitute(_shown(parameters), entity=entity)
+    return _filled(remedy.plan, remedy, entity, parameters)
 
 
 def done_words(remedy: Remedy, entity: str, parameters: Mapping[str, Any]) -> str:
     """Return what an action did: ``Restarted the engine of service/llm``."""
-    return Template(remedy.done).safe_substitute(_shown(parameters), entity=entity)
+    return _filled(remedy.done, remedy, entity, parameters)
 
 
 def because_words(hypothesis: Hypothesis) -> str:
@@ -38,9 +38,11 @@ def because_words(hypothesis: Hypothesis) -> str:
     return f"{words}: {statements}" if statements else words
 
 
-def _shown(parameters: Mapping[str, Any]) -> dict[str, str]:
-    return {name: _cut(f"{value:g}" if _is_number(value) else str(value))
-            for name, value in parameters.items()}  # fmt: skip
+def _filled(words: str, remedy: Remedy, entity: str, parameters: Mapping[str, Any]) -> str:
+    shown = dict.fromkeys(remedy.parameters_of(1), "an unknown number of")
+    for name, value in parameters.items():
+        shown[name] = _cut(f"{value:g}" if _is_number(value) else str(value))
+    return Template(words).safe_substitute(shown, entity=entity)
 
 
 def _is_number(value: object) -> bool:

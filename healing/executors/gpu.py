@@ -10,6 +10,8 @@ from typing import Any, Protocol
 
 from collectors.contract import Support
 from collectors.entities import ancestors
+from collectors.gpu.control import ControlError, SimulatedGpuControl
+from collectors.gpu.simulated import GpuModel
 from healing.errors import ExecutionError
 from healing.executors.contract import Command, ExecutionResult, Outcome
 
@@ -150,8 +152,7 @@ class GpuExecutor:
 def _wanted_watts(command: Command, limits: PowerLimits) -> float:
     if command.operation == "restore_power_limit":
         return limits.default_watts
-    # A share of the default, not of the present limit: done twice it is the same limit.
-    wanted = limits.default_watts * float(command.parameters["share"])
+    wanted = float(command.parameters["watts"])
     return min(max(wanted, limits.minimum_watts), limits.maximum_watts)
 
 
@@ -162,6 +163,47 @@ def _attempt(act: Callable[[], ExecutionResult]) -> ExecutionResult:
         return ExecutionResult(Outcome.NOT_DONE, f"{error} {error.fix}".strip())
     except TimeoutError as error:
         return ExecutionResult(Outcome.UNKNOWN, str(error))
+
+
+class SimulatedControl:
+    """The simulated GPU, through its control file."""
+
+    def __init__(self, control: SimulatedGpuControl, model: GpuModel | None = None) -> None:
+        """Act on the device that reads ``control``, with the constants of ``model``."""
+        self._control = control
+        self._model = model or GpuModel()
+
+    def power_limits(self, deadline_seconds: float) -> PowerLimits:
+        """Read the limit in force, which a fault may have set."""
+        del deadline_seconds
+        try:
+            state = self._control.read()
+        except ControlError as error:
+            raise ExecutionError(str(error)) from error
+        model = self._model
+        chosen = state.faults.power_limit_watts or state.power_limit_watts
+        return PowerLimits(
+            limit_watts=chosen or model.default_limit_watts,
+            default_watts=model.default_limit_watts,
+            minimum_watts=model.minimum_limit_watts,
+            maximum_watts=model.default_limit_watts,
+        )
+
+    def set_power_limit(self, watts: float, deadline_seconds: float) -> None:
+        """Write the limit."""
+        del deadline_seconds
+        try:
+            self._control.set_power_limit(watts)
+        except (ControlError, OSError) as error:
+            raise ExecutionError(str(error)) from error
+
+    def reset(self, deadline_seconds: float) -> None:
+        """Clear what a reset clears: errors and the driver's state, not the heat of the air."""
+        del deadline_seconds
+        try:
+            self._control.inject(xid=0, driver_hang=False, ecc_uncorrectable=0)
+        except (ControlError, OSError) as error:
+            raise ExecutionError(str(error)) from error
 
 
 Run = Callable[[Sequence[str], float], str]

@@ -106,7 +106,7 @@ class ServiceExecutor:
         state = self._read_state(target, end)
         if command.operation == "rollback_model":
             model = self._model(target, end)
-            return {"model": model, "version": _current_version(state, model)}
+            return {"model": model, "version": _version(state, model)}
         return _READERS[command.operation](state)
 
     def execute(self, command: Command, deadline_seconds: float) -> ExecutionResult:
@@ -307,7 +307,8 @@ def _undo_request(command: Command, undo: Mapping[str, Any]) -> _Request:
 
 
 def _level(state: Mapping[str, Any]) -> int:
-    level = state.get("level", state.get("degradation_level"))
+    degradation = state.get("degradation")
+    level = degradation.get("level") if isinstance(degradation, Mapping) else None
     if not isinstance(level, int):
         raise ExecutionError("/admin/state does not tell the degradation level")
     return level
@@ -321,17 +322,19 @@ def _limits(state: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _drain(state: Mapping[str, Any]) -> bool:
-    return bool(state.get("drain", state.get("draining", False)))
+    draining = state.get("draining")
+    if not isinstance(draining, bool):
+        raise ExecutionError("/admin/state does not tell whether the service drains")
+    return draining
 
 
-def _current_version(state: Mapping[str, Any], model: str) -> str:
-    versions = state.get("versions")
-    found = versions.get(model) if isinstance(versions, Mapping) else None
-    if isinstance(found, Mapping):
-        found = found.get("current")
-    if found is None:
+def _version(state: Mapping[str, Any], model: str) -> int:
+    models = state.get("models")
+    row = models.get(model) if isinstance(models, Mapping) else None
+    version = row.get("version") if isinstance(row, Mapping) else None
+    if not isinstance(version, int):
         raise ExecutionError(f"/admin/state does not tell the version of {model!r}")
-    return str(found)
+    return version
 
 
 _READERS: Mapping[str, Callable[[Mapping[str, Any]], Mapping[str, Any]]] = {
