@@ -1,0 +1,111 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inference.admission import AdmissionQueue, DrainRate, TokenBucket
+from inference.errors import OverloadedError
+from inference.requests import GenerationRequest, Ticket
+
+
+def _ticket(number, deadline=1e9, canary=False):
+    request = GenerationRequest("r", "m", "chat", "hi", deadline, 8, canary=canary)
+    return Ticket(request, number, 8)
+
+
+def _queue(max_queue=2, now=0.0):
+    return AdmissionQueue(max_queue, lambda: now)
+
+
+def test_a_full_queue_refuses_with_the_time_that_it_needs_to_drain():
+    queue = _queue()
+    queue.drain_rate.observe(3.0)
+    for number in range(2):
+        queue.admit(_ticket(number), running=2, slots=2)
+    with pytest.raises(OverloadedError) as refusal:
+        queue.admit(_ticket(9), running=2, slots=2)
+    assert refusal.value.code == "queue_full"
+    # Three requests ahead of it, 3 s each, two at a time: 4.5 s, in whole seconds.
+    assert refusal.value.retry_after_seconds == 5.0
+
+
+def test_a_wait_beyond_the_deadline_is_refused_at_once():
+    queue = _queue(max_queue=10)
+    queue.drain_rate.observe(1.0)
+    queue.admit(_ticket(1, deadline=5.0), running=1, slots=1)
+    with pytest.raises(OverloadedError) as refusal:
+        queue.admit(_ticket(2, deadline=1.5), running=1, slots=1)
+    assert refusal.value.code == "deadline_unreachable"
+    queue.admit(_ticket(3, deadline=3.5), running=1, slots=1)
+
+
+def test_without_a_measurement_nothing_is_predicted():
+    queue = _queue(max_queue=10)
+    for number in range(10):
+        queue.admit(_ticket(number, deadline=0.001), running=1, slots=1)
+
+
+def test_an_empty_queue_never_refuses_for_the_deadline():
+    queue = _queue()
+    queue.drain_rate.observe(100.0)
+    queue.admit(_ticket(1, deadline=0.5), running=5, slots=1)
+
+
+def test_canaries_pass_a_full_queue_and_have_a_bound_of_their_own():
+    queue = _queue(max_queue=1)
+    queue.admit(_ticket(1), running=9, slots=1)
+    for number in range(4):
+        queue.admit(_ticket(10 + number, canary=True), running=9, slots=1)
+    with pytest.raises(OverloadedError):
+        queue.admit(_ticket(99, canary=True), running=9, slots=1)
+    assert queue.depth == 1
+    assert [queue.pop().number for _ in range(5)] == [10, 11, 12, 13, 1]
+    assert queue.pop() is None
+
+
+def test_a_requeued_ticket_is_the_next():
+    queue = _queue(max_queue=5)
+    queue.admit(_ticket(1), running=1, slots=1)
+    queue.requeue(_ticket(7))
+    assert queue.pop().number == 7
+
+
+def test_removing_says_whether_it_waited():
+    queue = _queue()
+    ticket = _ticket(1)
+    queue.admit(ticket, running=1, slots=1)
+    assert queue.remove(ticket)
+    assert not queue.remove(ticket)
+
+
+@given(st.lists(st.floats(0.001, 60), min_size=1, max_size=50), st.integers(1, 64))
+def test_the_predicted_wait_lies_within_what_was_observed(seconds, slots):
+    rate = DrainRate()
+    for value in seconds:
+        rate.observe(value)
+    wait = rate.wait_seconds(slots, slots)
+    assert min(seconds) * 0.999 <= wait <= max(seconds) * 1.001
+
+
+@given(
+    st.floats(0.1, 1000),
+    st.lists(st.tuples(st.floats(0, 2), st.integers(0, 50)), max_size=30),
+)
+def test_the_bucket_never_lets_more_through_than_rate_and_burst(rate, steps):
+    now = [0.0]
+    bucket = TokenBucket(rate, lambda: now[0])
+    passed = 0
+    for seconds, tries in steps:
+        now[0] += seconds
+        passed += sum(bucket.take() == 0.0 for _ in range(tries))
+    assert passed <= rate * now[0] + max(1.0, rate) + 1e-6
+
+
+def test_the_bucket_says_when_the_next_token_comes():
+    now = [0.0]
+    bucket = TokenBucket(0.5, lambda: now[0])
+    assert bucket.take() == 0.0
+    assert bucket.take() == pytest.approx(2.0)
+    now[0] = 2.0
+    assert bucket.take() == 0.0
+    bucket.set_rate(None)
+    assert [bucket.take() for _ in range(100)] == [0.0] * 100

@@ -1,0 +1,50 @@
+import pytest
+
+from inference.degradation import Degradation, Level, fallback_of
+from inference.errors import OverloadedError, UnavailableError
+from inference.requests import GenerationRequest
+
+MODELS = ("big", "small")
+
+
+def _request(**changes):
+    values = {"request_id": "r", "model": "big", "task": "chat", "text": "hi", "deadline": 1.0,
+              "max_tokens": 64}  # fmt: skip
+    return GenerationRequest(**{**values, **changes})
+
+
+@pytest.mark.parametrize(
+    ("level", "tokens", "model"),
+    [(0, 64, "big"), (1, 64, "big"), (2, 16, "big"), (3, 16, "small")],
+)
+def test_each_level_gives_up_more(level, tokens, model):
+    degradation = Degradation(Level(level), "load")
+    request = _request()
+    degradation.check(request)
+    assert degradation.max_tokens(request, 16) == tokens
+    assert degradation.model_for(request, MODELS) == model
+
+
+def test_low_priority_goes_first():
+    Degradation(Level.FULL).check(_request(low_priority=True))
+    with pytest.raises(OverloadedError) as refusal:
+        Degradation(Level.CORE_ONLY, "load").check(_request(low_priority=True))
+    assert refusal.value.code == "low_priority"
+
+
+def test_level_four_refuses_with_the_reason():
+    with pytest.raises(UnavailableError, match="maintenance") as refusal:
+        Degradation(Level.REFUSE, "maintenance").check(_request())
+    assert refusal.value.retry_after_seconds
+
+
+def test_a_canary_tests_the_engine_at_every_level():
+    degradation = Degradation(Level.REFUSE, "maintenance")
+    canary = _request(canary=True)
+    degradation.check(canary)
+    assert degradation.model_for(canary, MODELS) == "big"
+    assert degradation.max_tokens(canary, 16) == 64
+
+
+def test_the_last_model_has_no_fallback():
+    assert fallback_of("small", MODELS) == "small"
