@@ -76,7 +76,7 @@ class Exposition:
 
     def named(self, name: str) -> list[RawSample]:
         """Return the samples whose own name (with ``_bucket``, ``_total``...) is ``name``."""
-        for candidate in (name, _stem(name)):
+        for candidate in (name, stem(name)):
             family = self.families.get(candidate)
             if family is not None:
                 return [sample for sample in family.samples if sample.name == name]
@@ -190,13 +190,14 @@ def _family_of(name: str, families: dict[str, Family]) -> Family:
     family = families.get(name)
     if family is None:
         # `x_total` belongs to the family `x` in OpenMetrics, and `x_bucket` to the histogram `x`.
-        family = families.get(_stem(name))
+        family = families.get(stem(name))
     if family is None:
         family = families[name] = Family(name)
     return family
 
 
-def _stem(name: str) -> str:
+def stem(name: str) -> str:
+    """Return a sample's name without the suffix that its place in a family gives it."""
     for suffix in _SUFFIXES:
         if name.endswith(suffix):
             return name[: -len(suffix)]

@@ -1,0 +1,161 @@
+"""Publishes Galen's own view to Prometheus: ``galen export``.
+
+Each canonical signal becomes a gauge of its own name. The entity is spread over the labels that people
+write dashboards with (``host``, ``gpu_id``, ``service``, ``collector``) and stands whole in ``entity``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from socketserver import ThreadingMixIn
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+import structlog
+from prometheus_client import CollectorRegistry, make_wsgi_app
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector as RegistryCollector
+
+from collectors.signals import catalogue
+from collectors.store.contract import SeriesInfo, SeriesReader, StoreError
+
+log = structlog.get_logger(__name__)
+
+DEFAULT_PORT = 9101
+DEFAULT_MAX_AGE_SECONDS = 15.0
+# Every family has the same labels, since one that some series lack is the empty string to Prometheus.
+LABELS = ("entity", "host", "gpu_id", "service", "collector", "simulated")
+_LABEL_OF_KIND = {"host": "host", "gpu": "gpu_id", "service": "service", "collector": "collector"}
+
+WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+
+
+class SeriesExporter(RegistryCollector):
+    """Turns the newest samples of a store into metrics.
+
+    A sample older than ``max_age_seconds`` is absent, so that Prometheus sees a gap where there is one.
+
+    Args:
+        reader: the store.
+        clock: the wall clock that ages are taken by.
+        max_age_seconds: the oldest sample to publish.
+    """
+
+    def __init__(
+        self,
+        reader: SeriesReader,
+        clock: Callable[[], float] = time.time,
+        *,
+        max_age_seconds: float = DEFAULT_MAX_AGE_SECONDS,
+    ) -> None:
+        self._reader = reader
+        self._clock = clock
+        self._max_age_seconds = max_age_seconds
+
+    def describe(self) -> Iterable[Metric]:
+        """Name nothing in advance: the store may not exist yet when the exporter starts."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield one family a signal, and whether the store could be read."""
+        readable = GaugeMetricFamily(
+            "galen_store_readable", "Whether the series store could be read"
+        )
+        try:
+            series = self._reader.series()
+        except StoreError as error:
+            log.warning("export_failed", error=str(error))
+            readable.add_metric([], 0.0)
+            yield readable
+            return
+        readable.add_metric([], 1.0)
+        yield readable
+        oldest = self._clock() - self._max_age_seconds
+        families: dict[str, GaugeMetricFamily] = {}
+        for info in series:
+            if info.last_seconds >= oldest:
+                family = families.setdefault(info.key.signal, _family(info.key.signal))
+                family.add_metric(_label_values(info), info.last_value)
+        yield from families.values()
+
+
+def make_exporter_app(
+    reader: SeriesReader,
+    clock: Callable[[], float] = time.time,
+    *,
+    max_age_seconds: float = DEFAULT_MAX_AGE_SECONDS,
+) -> WsgiApp:
+    """Return a WSGI application that answers scrapes from a store."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(SeriesExporter(reader, clock, max_age_seconds=max_age_seconds))
+    app: WsgiApp = make_wsgi_app(registry)
+    return app
+
+
+class ExporterServer(ThreadingMixIn, WSGIServer):
+    """The HTTP server of the exporter; a scraper that stalls holds up only its own thread."""
+
+    daemon_threads = True
+
+
+class _QuietHandler(WSGIRequestHandler):
+    timeout = 10.0
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # the base class' name
+        log.debug("export_request", message=format % args)
+
+
+def make_exporter_server(
+    reader: SeriesReader,
+    *,
+    host: str = "127.0.0.1",
+    port: int = DEFAULT_PORT,
+    clock: Callable[[], float] = time.time,
+    max_age_seconds: float = DEFAULT_MAX_AGE_SECONDS,
+) -> ExporterServer:
+    """Bind the exporter; ``serve_forever`` runs it and ``shutdown`` from another thread stops it.
+
+    Raises:
+        OSError: when the address is taken.
+    """
+    app = make_exporter_app(reader, clock, max_age_seconds=max_age_seconds)
+    return make_server(host, port, app, ExporterServer, handler_class=_QuietHandler)
+
+
+def serve(
+    reader: SeriesReader,
+    *,
+    host: str = "127.0.0.1",
+    port: int = DEFAULT_PORT,
+    clock: Callable[[], float] = time.time,
+    max_age_seconds: float = DEFAULT_MAX_AGE_SECONDS,
+) -> None:
+    """Answer scrapes until interrupted.
+
+    Raises:
+        OSError: when the address is taken.
+    """
+    with make_exporter_server(
+        reader, host=host, port=port, clock=clock, max_age_seconds=max_age_seconds
+    ) as server:
+        log.info("exporter_started", host=host, port=server.server_port)
+        server.serve_forever()
+
+
+def _family(signal: str) -> GaugeMetricFamily:
+    known = catalogue().get(signal)
+    text = f"{known.description} ({known.unit})" if known else "not in the catalogue"
+    return GaugeMetricFamily(signal, text, labels=LABELS)
+
+
+def _label_values(info: SeriesInfo) -> list[str]:
+    pieces = info.key.entity.split("/")
+    labels = {
+        _LABEL_OF_KIND[kind]: name
+        for kind, name in zip(pieces[::2], pieces[1::2], strict=False)
+        if kind in _LABEL_OF_KIND
+    }
+    labels["entity"] = info.key.entity
+    labels["simulated"] = info.labels.get("simulated", "")
+    return [labels.get(name, "") for name in LABELS]

@@ -1,0 +1,144 @@
+"""The one list of collectors that a configuration asks for."""
+
+from __future__ import annotations
+
+import random
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import structlog
+
+from collectors.canary import CanaryCollector, GoldenPrompt
+from collectors.contract import Collector
+from collectors.gpu.nvml import NvmlCollector, nvml_library_present
+from collectors.gpu.simulated import SimulatedGpuCollector
+from collectors.host import HostCollector
+from collectors.prometheus import PrometheusCollector, PrometheusQuery
+from collectors.service import ServiceCollector
+from collectors.settings import CollectorsSettings, GpuMode, PrometheusTarget, ServiceTarget
+
+log = structlog.get_logger(__name__)
+
+SIMULATED_GPU_FILE = "simulated_gpu.json"
+"""Name of the simulated GPU's control file in the state directory."""
+
+
+def build_collectors(
+    settings: CollectorsSettings,
+    *,
+    state_dir: Path,
+    gpu_load: Callable[[], float | None] | None = None,
+    rng: random.Random | None = None,
+    nvml_present: Callable[[], bool] = nvml_library_present,
+) -> list[Collector]:
+    """Build every collector that the settings ask for.
+
+    A collector that cannot work here is left out with a warning that says how to fix it.
+
+    Args:
+        settings: what to collect.
+        state_dir: its file system is the one that is watched; the simulated GPU is controlled by
+            ``simulated_gpu.json`` in it.
+        gpu_load: load of the simulated GPU between 0 and 1, None while unknown. Without it, ``auto``
+            never simulates.
+        rng: noise of the simulated GPU.
+        nvml_present: whether NVML can be loaded here.
+    """
+    host = settings.host_name or socket.gethostname()
+    collectors: list[Collector] = []
+    if settings.host_enabled:
+        collectors.append(
+            HostCollector(state_dir, hostname=host, deadline_seconds=settings.host_deadline_seconds)
+        )
+    collectors += _gpu(settings, host, state_dir, gpu_load, rng, nvml_present)
+    for target in settings.services:
+        collectors += _service(target)
+    collectors += [_prometheus(target) for target in settings.prometheus]
+    return [collector for collector in collectors if _works_here(collector)]
+
+
+def _works_here(collector: Collector) -> bool:
+    support = collector.is_supported()
+    if not support.supported:
+        log.warning(
+            "collector_left_out", collector=collector.name, reason=support.reason, fix=support.fix
+        )
+        collector.close()
+    return support.supported
+
+
+def _gpu(
+    settings: CollectorsSettings,
+    host: str,
+    state_dir: Path,
+    load: Callable[[], float | None] | None,
+    rng: random.Random | None,
+    nvml_present: Callable[[], bool],
+) -> list[Collector]:
+    mode = settings.gpu_mode
+    if mode is GpuMode.AUTO:
+        simulated = GpuMode.NONE if load is None else GpuMode.SIMULATED
+        mode = GpuMode.NVML if nvml_present() else simulated
+    if mode is GpuMode.NVML:
+        return [
+            NvmlCollector(
+                host, deadline_seconds=settings.gpu_deadline_seconds, library_present=nvml_present
+            )
+        ]
+    if mode is GpuMode.SIMULATED:
+        return [
+            SimulatedGpuCollector(
+                host,
+                load or (lambda: None),
+                state_dir / SIMULATED_GPU_FILE,
+                rng=rng,
+                deadline_seconds=settings.gpu_deadline_seconds,
+            )
+        ]
+    return []
+
+
+def _service(target: ServiceTarget) -> list[Collector]:
+    collectors: list[Collector] = [
+        ServiceCollector(
+            target.name,
+            target.url,
+            httpx.Client(),
+            deadline_seconds=target.deadline_seconds,
+            window_seconds=target.window_seconds,
+            wide_window_seconds=target.wide_window_seconds,
+            minimum_events=target.minimum_events,
+        )
+    ]
+    canary = target.canary
+    if canary.enabled:
+        golden = GoldenPrompt(
+            canary.prompt, canary.expected, max_tokens=canary.max_tokens, model=canary.model
+        )
+        collectors.append(
+            CanaryCollector(
+                target.name,
+                target.url,
+                httpx.Client(),
+                golden,
+                deadline_seconds=canary.deadline_seconds,
+                every_seconds=canary.every_seconds,
+            )
+        )
+    return collectors
+
+
+def _prometheus(target: PrometheusTarget) -> Collector:
+    queries = [PrometheusQuery(signal, promql) for signal, promql in target.queries.items()]
+    return PrometheusCollector(
+        target.name,
+        target.url,
+        queries or None,
+        token=target.token,
+        every_seconds=target.every_seconds,
+        deadline_seconds=target.deadline_seconds,
+        max_age_seconds=target.max_age_seconds,
+        verify_tls=target.verify_tls,
+    )

@@ -1,0 +1,122 @@
+"""Settings of collecting: one table ``[collectors]`` in the configuration file."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints, field_validator
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.@+-]{1,64}$")]
+Url = Annotated[str, StringConstraints(pattern=r"^https?://[^\s]+$", max_length=2048)]
+
+
+class GpuMode(StrEnum):
+    """Where GPU numbers come from."""
+
+    AUTO = "auto"
+    """NVML where there is a driver, else the simulated GPU where a load is known, else none."""
+    NVML = "nvml"
+    SIMULATED = "simulated"
+    NONE = "none"
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class CanarySettings(_Frozen):
+    """Galen's own request to a service."""
+
+    enabled: bool = Field(default=True, description="whether to ask")
+    prompt: str = Field(
+        "hello",
+        min_length=1,
+        max_length=4096,
+        description="the golden prompt, asked at temperature 0",
+    )
+    expected: str | None = Field(
+        None, max_length=65536, description="the answer of a healthy model; null compares nothing"
+    )
+    max_tokens: int = Field(8, ge=1, le=256, description="length of the answer in tokens")
+    model: str | None = Field(
+        None, max_length=256, description="the model to ask; null leaves it out"
+    )
+    every_seconds: float = Field(2.0, ge=0.5, le=3600, description="time between two questions")
+    deadline_seconds: float = Field(
+        1.5, gt=0, le=60, description="a later answer counts as none; keep it below every_seconds"
+    )
+
+
+class ServiceTarget(_Frozen):
+    """One inference service to watch."""
+
+    name: Name = Field(description="the service's name; its entity is service/<name>")
+    url: Url = Field(description="where it listens, such as http://127.0.0.1:8000")
+    deadline_seconds: float = Field(
+        0.6, gt=0, le=30, description="the longest that a scrape may take"
+    )
+    window_seconds: float = Field(
+        10.0, ge=2, le=600, description="sliding window of ratios and latency quantiles"
+    )
+    wide_window_seconds: float = Field(
+        60.0, ge=2, le=3600, description="window used when the first holds too few requests"
+    )
+    minimum_events: int = Field(
+        5, ge=1, le=10_000, description="requests that a ratio or a quantile needs"
+    )
+    canary: CanarySettings = Field(CanarySettings(), description="the golden prompt from outside")
+
+
+class PrometheusTarget(_Frozen):
+    """One Prometheus to read a fleet from."""
+
+    name: Name = Field(description="a short name; the collector is prometheus-<name>")
+    url: Url = Field(description="its base address, such as http://prometheus:9090")
+    token: SecretStr | None = Field(None, description="bearer token")
+    every_seconds: float = Field(15.0, ge=1, le=3600, description="time between two collections")
+    deadline_seconds: float = Field(5.0, gt=0, le=60, description="the longest that one may take")
+    max_age_seconds: float = Field(60.0, ge=1, le=3600, description="older samples are left out")
+    verify_tls: bool = Field(default=True, description="false accepts any certificate")
+    queries: dict[str, str] = Field(
+        default_factory=dict,
+        description="PromQL by canonical signal; empty asks for all that the catalogue knows",
+    )
+
+
+class CollectorsSettings(_Frozen):
+    """What to collect, how often, and how long to keep it."""
+
+    tick_seconds: float = Field(1.0, ge=0.2, le=60, description="time between two ticks")
+    budget_seconds: float = Field(
+        0.8, gt=0, le=30, description="the longest that a tick waits for its collectors"
+    )
+    retention_hours: float = Field(24.0, gt=0, le=24 * 366, description="age at which samples go")
+    host_enabled: bool = Field(default=True, description="whether to watch this machine")
+    host_name: Name | None = Field(
+        None, description="its name; null is what the system calls itself"
+    )
+    host_deadline_seconds: float = Field(0.5, gt=0, le=30, description="the longest for the host")
+    gpu_mode: GpuMode = Field(GpuMode.AUTO, description="auto, nvml, simulated or none")
+    gpu_deadline_seconds: float = Field(
+        0.7, gt=0, le=30, description="after this a silent driver counts as hanging"
+    )
+    services: tuple[ServiceTarget, ...] = Field((), max_length=64, description="services to watch")
+    prometheus: tuple[PrometheusTarget, ...] = Field(
+        (), max_length=64, description="Prometheus servers to read"
+    )
+    exporter_host: str = Field("127.0.0.1", min_length=1, description="address of galen export")
+    exporter_port: int = Field(9101, ge=0, le=65535, description="port of galen export; 0 is any")
+    exporter_max_age_seconds: float = Field(
+        15.0, ge=1, le=3600, description="older samples are not exported"
+    )
+
+    @field_validator("services", "prometheus")
+    @classmethod
+    def _names_differ(
+        cls, targets: tuple[ServiceTarget | PrometheusTarget, ...]
+    ) -> tuple[ServiceTarget | PrometheusTarget, ...]:
+        names = [target.name for target in targets]
+        if len(set(names)) < len(names):
+            raise ValueError(f"names must differ, got {names}")
+        return targets

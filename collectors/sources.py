@@ -1,0 +1,190 @@
+"""One collection from anything that a person can name: ``galen collect SOURCE``."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+from pydantic import SecretStr
+
+from collectors.contract import Collector, CollectorError, Sample
+from collectors.exposition import (
+    DEFAULT_MAX_BYTES,
+    Exposition,
+    ExpositionError,
+    Family,
+    RawSample,
+    parse_exposition,
+    stem,
+)
+from collectors.fetch import FetchError, fetch
+from collectors.gpu.nvml import NvmlCollector
+from collectors.host import HostCollector
+from collectors.mapping import EntityNamer, Reading, recognise
+from collectors.prometheus import PrometheusClient
+from collectors.signals import unit_of
+
+PROMETHEUS_PREFIX = "prometheus:"
+# CPU shares and rates need two readings; a quarter of a second is enough for the kernel's 10 ms clock.
+_BETWEEN_READINGS_SECONDS = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class SourceReading:
+    """What one collection found."""
+
+    samples: Sequence[Reading]
+    unrecognised: Sequence[str]
+    """Names that the source offers and the catalogue does not know."""
+    notes: Sequence[str]
+    seconds: float
+
+
+def collect_source(
+    spec: str,
+    *,
+    client: httpx.Client | None = None,
+    host: str | None = None,
+    service: str | None = None,
+    prometheus_url: str = "http://127.0.0.1:9090",
+    prometheus_token: SecretStr | None = None,
+    deadline_seconds: float = 10.0,
+    wall: Callable[[], float] = time.time,
+) -> SourceReading:
+    """Collect once from a source.
+
+    Args:
+        spec: ``http(s)://...`` of an exposition, the path of a file of exposition text, ``nvml``,
+            ``host``, or ``prometheus:QUERY``. A URL without a path means its ``/metrics``.
+        client: for URLs; by default one is made for this call.
+        host: the host's name for series that do not name theirs; by default that of the URL, or of
+            this machine.
+        service: the service's name for service-side series; by default the model's, or the host's.
+        prometheus_url: where ``prometheus:QUERY`` asks.
+        prometheus_token: its bearer token.
+        deadline_seconds: the longest that the source may take.
+        wall: the clock of the samples.
+
+    Raises:
+        CollectorError: when the source cannot be read; the message names it and ``fix`` says what to
+            do.
+    """
+    started = time.monotonic()
+    if spec == "host":
+        found = _from_collector(HostCollector(Path(), hostname=host), wall(), twice=True)
+    elif spec == "nvml":
+        found = _from_collector(NvmlCollector(host or socket.gethostname()), wall())
+    elif spec.startswith(PROMETHEUS_PREFIX):
+        query = spec.removeprefix(PROMETHEUS_PREFIX)
+        found = _from_prometheus(query, prometheus_url, prometheus_token, deadline_seconds)
+    elif spec.startswith(("http://", "https://")):
+        found = _from_url(spec, client or httpx.Client(), host, service, deadline_seconds)
+    else:
+        found = _from_file(Path(spec), host, service)
+    samples, unrecognised, notes = found
+    return SourceReading(samples, unrecognised, notes, time.monotonic() - started)
+
+
+_Found = tuple[Sequence[Reading], Sequence[str], Sequence[str]]
+
+
+def _from_collector(collector: Collector, now_seconds: float, *, twice: bool = False) -> _Found:
+    support = collector.is_supported()
+    if not support.supported:
+        raise CollectorError(support.reason, retryable=False, fix=support.fix)
+    try:
+        collection = collector.collect(now_seconds)
+        if twice:
+            threading.Event().wait(_BETWEEN_READINGS_SECONDS)
+            collection = collector.collect(now_seconds + _BETWEEN_READINGS_SECONDS)
+    finally:
+        collector.close()
+    readings = [_reading(sample) for sample in collection.samples]
+    return readings, collection.unrecognised, collection.notes
+
+
+def _reading(sample: Sample) -> Reading:
+    return Reading(
+        sample.signal, sample.entity, sample.value, unit_of(sample.signal), sample.labels
+    )
+
+
+def _from_prometheus(
+    query: str, url: str, token: SecretStr | None, deadline_seconds: float
+) -> _Found:
+    client = PrometheusClient(url, token=token, deadline_seconds=deadline_seconds)
+    try:
+        series = client.query(query)
+    finally:
+        client.close()
+    if not series:
+        return [], [], [f"{query!r} has no series now"]
+    families: dict[str, Family] = {}
+    for one in series:
+        name = one.labels.get("__name__", query)
+        labels = {label: text for label, text in one.labels.items() if label != "__name__"}
+        family = families.setdefault(stem(name) if "le" in labels else name, Family(name))
+        family.samples.append(RawSample(name, labels, one.value))
+    namer = EntityNamer()
+    found = recognise(Exposition(families, {}), namer)
+    raw = [
+        Reading(name, namer.name_of(name, sample.labels), sample.value, "", sample.labels)
+        for name in found.unrecognised
+        for sample in families[name].samples
+    ]
+    return [*found.readings, *raw], found.unrecognised, found.notes
+
+
+def _from_url(
+    url: str, client: httpx.Client, host: str | None, service: str | None, deadline_seconds: float
+) -> _Found:
+    parts = urlsplit(url)
+    if parts.path in {"", "/"}:
+        url = f"{parts.scheme}://{parts.netloc}/metrics"
+    try:
+        answer = fetch(client, url, deadline_seconds=deadline_seconds, max_bytes=DEFAULT_MAX_BYTES)
+    except FetchError as error:
+        raise CollectorError(str(error), fix="check the URL and that the target runs") from error
+    if answer.status != httpx.codes.OK:
+        raise CollectorError(f"{url} answered {answer.status}", fix="check the path of the URL")
+    place = parts.hostname or "unknown"
+    return _from_text(answer.body.decode("utf-8", errors="replace"), url, host or place, service)
+
+
+def _from_file(path: Path, host: str | None, service: str | None) -> _Found:
+    try:
+        if path.stat().st_size > DEFAULT_MAX_BYTES:
+            raise CollectorError(
+                f"{path} is longer than {DEFAULT_MAX_BYTES} bytes", retryable=False
+            )
+        text = path.read_text("utf-8", errors="replace")
+    except OSError as error:
+        raise CollectorError(
+            f"cannot read {path}: {error.strerror or error}",
+            retryable=False,
+            fix="give a URL, a file of exposition text, nvml, host or prometheus:QUERY",
+        ) from error
+    return _from_text(text, str(path), host or socket.gethostname(), service)
+
+
+def _from_text(text: str, place: str, host: str, service: str | None) -> _Found:
+    try:
+        exposition = parse_exposition(text)
+    except ExpositionError as error:
+        raise CollectorError(
+            f"{place}: {error}", retryable=False, fix="this must be Prometheus exposition text"
+        ) from error
+    models = {
+        name
+        for sample in exposition.samples()
+        if (name := sample.labels.get("model_name") or sample.labels.get("model"))
+    }
+    name = service or (models.pop() if len(models) == 1 else host)
+    found = recognise(exposition, EntityNamer(host=host, service=name))
+    return found.readings, found.unrecognised, found.notes
