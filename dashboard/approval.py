@@ -7,7 +7,7 @@ from typing import Literal
 import streamlit as st
 import structlog
 
-from dashboard import components, context, markup, words
+from dashboard import components, context, markup, question, words
 from dashboard.data import DataError, StateDirectory
 from healing.actions import Action, ActionState
 from healing.errors import HealingError
@@ -30,13 +30,16 @@ def action_card(action: Action, current: context.Context, *, key: str) -> None:
             facts=_facts(action, current),
             proof=action.proof,
         )
-        if action.state is not ActionState.PROPOSED:
-            return
-        with st.container(horizontal=True):
-            if st.button("Approve…", key=f"approve-{key}-{action.id}", type="primary"):
-                _ask(action.id, approve=True)
-            if st.button("Reject…", key=f"reject-{key}-{action.id}"):
-                _ask(action.id, approve=False)
+        approve, reject = f"approve-{key}-{action.id}", f"reject-{key}-{action.id}"
+        if action.state is ActionState.PROPOSED:
+            with st.container(horizontal=True):
+                st.button(
+                    "Approve…", key=approve, type="primary",
+                    on_click=question.ask, args=(approve,),
+                )  # fmt: skip
+                st.button("Reject…", key=reject, on_click=question.ask, args=(reject,))
+    if question.stands(approve) or question.stands(reject):
+        _ask(action.id, approve=question.stands(approve))
 
 
 def _facts(action: Action, current: context.Context) -> list[tuple[str, str]]:
@@ -67,7 +70,7 @@ def actor_input(place: str, *, width: int | Literal["stretch"] = "stretch") -> s
     return str(name)
 
 
-@st.dialog("Answer a proposed action")
+@st.dialog("Answer a proposed action", on_dismiss=question.close)
 def _ask(action_id: str, *, approve: bool) -> None:
     current = context.current()
     state = components.state_of(current)
@@ -98,6 +101,7 @@ def _ask(action_id: str, *, approve: bool) -> None:
         if problem:
             st.error(markup.plain(problem))
         else:
+            question.close()
             st.rerun()
 
 

@@ -10,7 +10,7 @@ import streamlit as st
 import structlog
 
 from analysis.journal import EventKind
-from dashboard import approval, components, context, markup, words
+from dashboard import approval, components, context, markup, question, words
 from dashboard.context import Context
 from dashboard.data import DataError, StateDirectory
 from dashboard.palette import Tone
@@ -42,11 +42,12 @@ def panel(state: StateDirectory) -> None:
             )
     with right:
         label = "Stop healing…" if reason is None else "Allow healing…"
-        if st.button(label, key="switch", width="stretch"):
-            _ask(stop=reason is None)
+        st.button(label, key="switch", width="stretch", on_click=question.ask, args=(label,))
+    if question.stands(label):
+        _ask(stop=reason is None)
 
 
-@st.dialog("Kill switch")
+@st.dialog("Kill switch", on_dismiss=question.close)
 def _ask(*, stop: bool) -> None:
     current = context.current()
     markup.muted(
@@ -62,6 +63,7 @@ def _ask(*, stop: bool) -> None:
         if problem:
             st.error(markup.plain(problem))
         else:
+            question.close()
             st.rerun()
 
 
