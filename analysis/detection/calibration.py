@@ -61,9 +61,9 @@ class TailTracker:
     def realised_rate(self) -> FloatArray:
         """Return the share of normal values that scored above 1; NaN where none was seen."""
         seen = self._columns["seen"]
-        return np.divide(
-            self._columns["above"], seen, out=np.full(len(seen), np.nan), where=seen > 0
-        )
+        nothing = np.full(len(seen), np.nan)
+        rates: FloatArray = np.divide(self._columns["above"], seen, out=nothing, where=seen > 0)
+        return rates
 
     def state(self) -> dict[str, NDArray[np.generic]]:
         """Return what has to be kept over a restart."""

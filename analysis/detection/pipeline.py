@@ -334,7 +334,7 @@ class DetectionPipeline:
         )
 
     def _note_onset(self) -> FloatArray:
-        """Return the onset of each deviation: the first of both channels, for as long as either lasts."""
+        """Return the onset of each deviation: the first of both channels while either lasts."""
         onset = self._seen["onset"]
         first = np.fmin(self._statistical.onset_seconds, self._hard.onset_seconds)
         onset[:] = np.where(np.isnan(first), np.nan, np.fmin(onset, first))
