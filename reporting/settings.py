@@ -14,7 +14,7 @@ from analysis.findings import Severity
 SLACK_CHANNEL = "slack"
 
 
-class ReportFormat(StrEnum):
+class Format(StrEnum):
     """The forms in which a report can be rendered; the value is the file's extension."""
 
     HTML = "html"
@@ -113,8 +113,8 @@ class ReportingSettings(_Frozen):
     report_window_seconds: float = Field(
         default=86400.0, ge=60, le=92 * 86400, description="How far back a scheduled report looks."
     )
-    report_formats: tuple[ReportFormat, ...] = Field(
-        default=(ReportFormat.HTML, ReportFormat.MARKDOWN, ReportFormat.JSON),
+    report_formats: tuple[Format, ...] = Field(
+        default=(Format.HTML, Format.MARKDOWN, Format.JSON),
         min_length=1,
         description="The forms that the archive keeps.",
     )

@@ -33,7 +33,7 @@ from reporting.alerts.routing import (
 )
 from reporting.settings import ReportingSettings
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 _PAGE = 500
 _MAX_PAGES = 10
@@ -124,7 +124,7 @@ class AlertDispatcher:
         try:
             return work()
         except sa.exc.SQLAlchemyError as error:
-            _log.exception("alert_stage_failed", stage=stage, error=str(error))
+            log.exception("alert_stage_failed", stage=stage, error=str(error))
             return 0
 
     def _rules_of(self, channel: str) -> Rules:
@@ -170,14 +170,14 @@ class AlertDispatcher:
                     threads[channel, identity] = (known.get(channel, empty), 0)
             incident = incidents[identity]
             if incident is None:
-                _log.warning("alert_incident_missing", incident=identity, seq=event.seq)
+                log.warning("alert_incident_missing", incident=identity, seq=event.seq)
                 continue
             for channel, rules in self._rules.items():
                 thread, count = threads[channel, identity]
                 routed = route(event, incident, thread, rules, now_seconds)
                 if routed.decision is Decision.QUEUED:
                     threads[channel, identity] = (routed.thread, count + 1)
-                _log.debug(
+                log.debug(
                     "alert_routed", channel=channel, seq=event.seq, decision=routed.decision.value
                 )
         return [(thread, count) for thread, count in threads.values() if count]
@@ -199,7 +199,7 @@ class AlertDispatcher:
         for thread in self._outbox.due_threads(now_seconds):
             incident = self._journal.incident(thread.incident_id)
             if incident is None or thread.channel not in self._rules:
-                _log.warning(
+                log.warning(
                     "alert_thread_dropped", channel=thread.channel, incident=thread.incident_id
                 )
                 self._outbox.drop(thread)
@@ -261,7 +261,7 @@ class AlertDispatcher:
                 return None
             return self._outbox.next_entry(channel, now_seconds)
         except sa.exc.SQLAlchemyError as error:
-            _log.exception("alert_stage_failed", stage="pick", channel=channel, error=str(error))
+            log.exception("alert_stage_failed", stage="pick", channel=channel, error=str(error))
             return None
 
     def _land(self, channel: str, deadline_seconds: float) -> Delivery:
@@ -269,8 +269,8 @@ class AlertDispatcher:
             return self._lanes[channel].wait(deadline_seconds)
         except DeadlineExceededError as error:
             return Delivery(DeliveryResult.RETRY, str(error))
-        except Exception as error:  # noqa: BLE001 - a broken notifier must not stop the others
-            _log.exception("notifier_raised", channel=channel)
+        except Exception as error:
+            log.exception("notifier_raised", channel=channel)
             return Delivery(DeliveryResult.RETRY, f"the notifier raised {type(error).__name__}")
 
     def _settle(self, entry: Entry, delivery: Delivery, now_seconds: float) -> int:
@@ -280,7 +280,7 @@ class AlertDispatcher:
             pause = self._notifiers[entry.channel].min_interval_seconds
             self._save(channel, failures=0, until=now_seconds + pause)
             return 1
-        _log.warning(
+        log.warning(
             "alert_not_delivered",
             channel=entry.channel,
             key=entry.key,
@@ -367,5 +367,5 @@ class AlertDispatcher:
 def _usable(notifier: Notifier) -> bool:
     support = notifier.is_supported()
     if not support.supported:
-        _log.info("notifier_off", channel=notifier.name, reason=support.reason, fix=support.fix)
+        log.info("notifier_off", channel=notifier.name, reason=support.reason, fix=support.fix)
     return support.supported

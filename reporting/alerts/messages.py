@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from enum import StrEnum
 from typing import Literal
@@ -102,6 +103,15 @@ _ACTION_KINDS = frozenset(
         EventKind.ESCALATED,
     }
 )
+_VERDICTS = frozenset(
+    {
+        EventKind.ACTION_CONFIRMED,
+        EventKind.ACTION_FAILED,
+        EventKind.ACTION_ROLLED_BACK,
+        EventKind.ACTION_UNDONE,
+    }
+)
+_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _SETTLED = frozenset(
     {
         EventKind.ACTION_APPROVED,
@@ -192,8 +202,9 @@ def _action_lines(events: Sequence[Event]) -> tuple[ActionLine, ...]:
             continue
         summary = _line(event.summary)
         # The guard may refuse the same action at every tick: only the newest refusal is told.
-        lines.pop((event.kind.value, summary), None)
-        lines[event.kind.value, summary] = ActionLine(
+        same = (event.kind.value, _NUMBER.sub("#", summary))
+        lines.pop(same, None)
+        lines[same] = ActionLine(
             time_seconds=event.time_seconds,
             outcome=event.kind.value,
             summary=summary,
@@ -203,6 +214,9 @@ def _action_lines(events: Sequence[Event]) -> tuple[ActionLine, ...]:
 
 
 def _proof(event: Event) -> tuple[str, ...]:
+    # Measurements pile up on an action; they are proof once there is a verdict.
+    if event.kind not in _VERDICTS:
+        return ()
     proof = event.data.get("proof", ())
     if isinstance(proof, str):
         proof = (proof,)

@@ -8,6 +8,7 @@ and repeat_interval, applied to one incident each).
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -34,6 +35,7 @@ _STEPS: Mapping[EventKind, Step] = {
 }
 ROUTED_KINDS = frozenset({*_STEPS, EventKind.INCIDENT_UPDATED})
 _MAX_REMEMBERED = 64
+_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 
 
 class Decision(StrEnum):
@@ -181,6 +183,6 @@ def _subject(event: Event, step: Step, incident: Incident) -> str:
     if step is Step.WORSENED:
         return incident.severity.value
     if step is Step.REFUSED:
-        # The guard says no at every tick with a new action id; the words stay the same.
-        return event.summary
+        # The guard says no at every tick, with a new action id and another "12 s left".
+        return _NUMBER.sub("#", event.summary)
     return f"{event.kind.value}:{action_id(event) or event.summary}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import signal
@@ -235,7 +236,7 @@ def test_waits_double_up_to_the_limit_and_start_over_after_success(
         tell.run_once(now)
         if len(pager.messages) > before:
             tried.append(now)
-    waits = [later - earlier for earlier, later in zip(tried, tried[1:], strict=False)]
+    waits = [later - earlier for earlier, later in itertools.pairwise(tried)]
     assert len(waits) == 9
     for number, wait in enumerate(waits):
         full = min(64.0, 2.0 * 2**number)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.findings import Incident, IncidentState, Severity
+from analysis.findings import Incident, IncidentState, Severity, Verdict
 from analysis.journal import Event, EventKind
 from reporting.alerts.messages import Step
 from reporting.alerts.routing import (
@@ -99,13 +99,13 @@ def test_an_incident_that_grows_is_told_when_it_reaches_the_severity(
 def test_the_same_refusal_is_told_once_in_the_repeat_interval(
     make_incident: Callable[..., Incident],
 ) -> None:
-    first = event(EventKind.ACTION_BLOCKED, 1004.0, 1, "Cooldown")
+    first = event(EventKind.ACTION_BLOCKED, 1004.0, 1, "Cooldown, 60.5 s left")
     outcome, thread = routed(make_incident(), first)
     for seq in range(2, 20):
-        later = event(EventKind.ACTION_BLOCKED, 1004.0 + seq, seq, "Cooldown")
+        later = event(EventKind.ACTION_BLOCKED, 1004.0 + seq, seq, f"Cooldown, {60 - seq} s left")
         outcome, thread = routed(make_incident(), later, thread=thread)
         assert outcome.decision is Decision.REPEATED
-    much_later = event(EventKind.ACTION_BLOCKED, 1004.0 + 14401, 99, "Cooldown")
+    much_later = event(EventKind.ACTION_BLOCKED, 1004.0 + 14401, 99, "Cooldown, 1 s left")
     outcome, _ = routed(make_incident(), much_later, thread=thread)
     assert outcome.decision is Decision.QUEUED
 
@@ -161,8 +161,6 @@ def test_the_key_depends_on_channel_incident_and_events_only(
 def test_whatever_happens_a_thread_stays_sound(
     kinds: list[EventKind], gaps: list[float], severity: Severity
 ) -> None:
-    from analysis.findings import Verdict
-
     incident = Incident(
         id="inc-1",
         state=IncidentState.OPEN,
