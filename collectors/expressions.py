@@ -114,4 +114,7 @@ def _selector(text: str) -> Selector:
 
 
 def _split(conditions: str) -> list[str]:
-    return re.findall(r'[^,"]+"[^"]*"', conditions) if conditions else []
+    pieces = re.findall(r'[^,"]+"[^"]*"', conditions)
+    if ",".join(pieces) != conditions:
+        raise ExpressionError(f"{conditions!r} is not a list of conditions on labels")
+    return pieces

@@ -71,11 +71,15 @@ class PrometheusClient:
     ) -> None:
         self._url = url.rstrip("/")
         self._deadline_seconds = deadline_seconds
+        session = requests.Session()
+        session.verify = verify_tls
+        # Queries do not go through the proxy of the environment; nor do Prometheus' own.
+        session.trust_env = False
         headers = {"Authorization": f"Bearer {token.get_secret_value()}"} if token else {}
         self._connection = PrometheusConnect(
             url=self._url,
             headers=headers,
-            disable_ssl=not verify_tls,
+            session=session,
             # The poller asks again anyway; a retry here would only take the time of the next call.
             retry=Retry(total=0),
             method="POST",

@@ -52,7 +52,7 @@ def build_collectors(
         collectors.append(
             HostCollector(state_dir, hostname=host, deadline_seconds=settings.host_deadline_seconds)
         )
-    collectors += _gpu(settings, host, state_dir, gpu_load, rng, nvml_present)
+    collectors += _gpu(settings, host, state_dir, load=gpu_load, rng=rng, nvml_present=nvml_present)
     for target in settings.services:
         collectors += _service(target)
     collectors += [_prometheus(target) for target in settings.prometheus]
@@ -73,6 +73,7 @@ def _gpu(
     settings: CollectorsSettings,
     host: str,
     state_dir: Path,
+    *,
     load: Callable[[], float | None] | None,
     rng: random.Random | None,
     nvml_present: Callable[[], bool],
@@ -100,12 +101,17 @@ def _gpu(
     return []
 
 
+def _client() -> httpx.Client:
+    # Like Prometheus, do not send scrapes through the proxy of the environment.
+    return httpx.Client(trust_env=False)
+
+
 def _service(target: ServiceTarget) -> list[Collector]:
     collectors: list[Collector] = [
         ServiceCollector(
             target.name,
             target.url,
-            httpx.Client(),
+            _client(),
             deadline_seconds=target.deadline_seconds,
             window_seconds=target.window_seconds,
             wide_window_seconds=target.wide_window_seconds,
@@ -121,7 +127,7 @@ def _service(target: ServiceTarget) -> list[Collector]:
             CanaryCollector(
                 target.name,
                 target.url,
-                httpx.Client(),
+                _client(),
                 golden,
                 deadline_seconds=canary.deadline_seconds,
                 every_seconds=canary.every_seconds,

@@ -84,7 +84,9 @@ def collect_source(
         query = spec.removeprefix(PROMETHEUS_PREFIX)
         found = _from_prometheus(query, prometheus_url, prometheus_token, deadline_seconds)
     elif spec.startswith(("http://", "https://")):
-        found = _from_url(spec, client or httpx.Client(), host, service, deadline_seconds)
+        found = _from_url(
+            spec, client or httpx.Client(trust_env=False), host, service, deadline_seconds
+        )
     else:
         found = _from_file(Path(spec), host, service)
     samples, unrecognised, notes = found

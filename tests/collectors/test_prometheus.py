@@ -25,7 +25,6 @@ from collectors.store.contract import SeriesReader
 from collectors.store.prometheus import PrometheusSeriesReader
 from collectors.store.sqlite import SqliteSeriesStore
 
-
 GPU = 'gpu="0",UUID="GPU-1",Hostname="box1"'
 TEXT = f"""\
 # TYPE DCGM_FI_DEV_GPU_TEMP gauge
