@@ -34,6 +34,7 @@ FloatArray = NDArray[np.float64]
 
 _TTL_SECONDS = 1.0
 _CHAIN_TTL_SECONDS = 60.0
+_GRID_CELLS = 600
 
 
 class DataError(Exception):
@@ -190,19 +191,21 @@ class StateDirectory:
     ) -> dict[SeriesKey, Line]:
         """Return series over a span, each thinned to at most 1000 points, gaps kept as gaps.
 
-        The span is widened to whole seconds, so that panels and viewers share one read.
+        The span is widened to a grid of 1/600 of its length, which is about a pixel of a panel, so
+        that panels, viewers and refreshes in between share one read.
 
         Raises:
             DataError: when the store is there and cannot be read.
         """
         if not self.series_path.exists() or not entities or not signals:
             return {}
+        grid = max(1.0, (end_seconds - start_seconds) / _GRID_CELLS)
         return _lines(
             str(self.series_path),
             tuple(sorted(entities)),
             tuple(sorted(signals)),
-            float(np.floor(start_seconds)),
-            float(np.ceil(end_seconds)),
+            float(np.floor(start_seconds / grid) * grid),
+            float(np.ceil(end_seconds / grid) * grid),
         )
 
     # Journal and ledger

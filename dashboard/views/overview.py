@@ -173,11 +173,12 @@ def events_panel() -> None:
 
 def main() -> None:
     """Lay out the page."""
-    every = context.current().refresh_seconds
+    current = context.current()
+    every = current.settings.refresh_seconds
     components.live(verdict_panel, every_seconds=every)
     left, right = st.columns([1.75, 1])
     with left:
-        components.live(ribbon_panel, every_seconds=max(every, 5.0))
+        components.live(ribbon_panel, every_seconds=max(current.refresh_seconds, 5.0))
         components.live(events_panel, every_seconds=every)
     with right:
         components.live(incidents_panel, every_seconds=every)

@@ -348,6 +348,12 @@ def now() -> float:
     return float(int(time.time()))
 
 
+@pytest.fixture(scope="session")
+def build() -> Callable[..., Path]:
+    """The builder itself, for fixtures that live longer than a test."""
+    return build_state
+
+
 @pytest.fixture
 def state_dir(tmp_path: Path, now: float) -> Path:
     """A state directory with the story."""
