@@ -35,7 +35,8 @@ def build_collectors(
 ) -> list[Collector]:
     """Build every collector that the settings ask for.
 
-    A collector that cannot work here is left out with a warning that says how to fix it.
+    A collector that cannot work here stays in, after a warning that says how to fix it: what somebody
+    asked to watch and cannot be watched must show as failing, not be absent.
 
     Args:
         settings: what to collect.
@@ -56,17 +57,16 @@ def build_collectors(
     for target in settings.services:
         collectors += _service(target)
     collectors += [_prometheus(target) for target in settings.prometheus]
-    return [collector for collector in collectors if _works_here(collector)]
-
-
-def _works_here(collector: Collector) -> bool:
-    support = collector.is_supported()
-    if not support.supported:
-        log.warning(
-            "collector_left_out", collector=collector.name, reason=support.reason, fix=support.fix
-        )
-        collector.close()
-    return support.supported
+    for collector in collectors:
+        support = collector.is_supported()
+        if not support.supported:
+            log.warning(
+                "collector_unsupported",
+                collector=collector.name,
+                reason=support.reason,
+                fix=support.fix,
+            )
+    return collectors
 
 
 def _gpu(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import math
 import os
 import selectors
 import subprocess
@@ -26,6 +27,7 @@ _MAX_ANSWER_BYTES = 1024 * 1024
 # The first question also starts an interpreter and NVML, which takes seconds on a cold machine with
 # many GPUs.
 _START_SECONDS = 10.0
+_LONGEST_PAUSE_SECONDS = 30.0
 
 
 class KillableChild:
@@ -138,6 +140,8 @@ class NvmlCollector:
         self._library_present = library_present or nvml_library_present
         self._monotonic = monotonic
         self._known: set[int] = set()
+        self._pause_seconds = 0.0
+        self._paused_until = -math.inf
 
     @property
     def name(self) -> str:
@@ -162,11 +166,23 @@ class NvmlCollector:
     def collect(self, now_seconds: float) -> Collection:
         """Ask the child once.
 
+        After a failure the next child is started only after a pause that doubles up to half a minute:
+        starting one every second would cost more than all other collecting together.
+
         Raises:
             CollectorError: when NVML does not answer in time, or answers with an error.
         """
         started = self._monotonic()
-        devices = self._devices(self._child.ask(self.deadline_seconds))
+        if started < self._paused_until:
+            wait = self._paused_until - started
+            raise CollectorError(f"NVML failed before; the next try is in {wait:.0f} s")
+        try:
+            devices = self._devices(self._child.ask(self.deadline_seconds))
+        except CollectorError:
+            self._pause_seconds = min(_LONGEST_PAUSE_SECONDS, max(1.0, 2 * self._pause_seconds))
+            self._paused_until = self._monotonic() + self._pause_seconds
+            raise
+        self._pause_seconds = 0.0
         seconds = self._monotonic() - started
         samples = [
             Sample(now_seconds, name, signal, value, labels)

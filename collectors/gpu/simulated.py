@@ -204,6 +204,11 @@ class SimulatedGpuCollector:
         """The longest that one reading may take."""
         return self._deadline_seconds
 
+    @property
+    def entity(self) -> str:
+        """The device's entity."""
+        return self._entity
+
     def is_supported(self) -> Support:
         """Always: it needs no device."""
         return Support(supported=True)

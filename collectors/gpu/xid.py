@@ -101,6 +101,37 @@ def parse_log_line(line: str) -> XidReport | None:
     )
 
 
+RECOVERY_ACTION_CHANGED = 154
+"""The code by which drivers since R565 tell their own verdict on a GPU; it beats the catalogue."""
+
+# The driver's words for it (nvml.h, nvmlDeviceGpuRecoveryAction_t).
+_RECOVERY_WORDS: Mapping[str, RecommendedAction] = MappingProxyType(
+    {
+        "none": RecommendedAction.IGNORE,
+        "gpu reset required": RecommendedAction.RESET_GPU,
+        "drain and reset": RecommendedAction.RESET_GPU,
+        "node reboot required": RecommendedAction.REBOOT_NODE,
+        "drain p2p": RecommendedAction.CONTACT_SUPPORT,
+    }
+)
+_RECOVERY = re.compile(r"changed from .*? to 0x[0-9a-fA-F]+ \((?P<words>[^()]*)")
+
+
+def recommended_action(report: XidReport) -> RecommendedAction:
+    """Return what a report asks for: the driver's own verdict where it gives one, else the catalogue's.
+
+    A verdict in words that are not known is a case for support.
+    """
+    if report.source is XidSource.GPU and report.code == RECOVERY_ACTION_CHANGED:
+        match = _RECOVERY.search(report.message)
+        if match is not None:
+            words = match["words"].strip().lower()
+            return _RECOVERY_WORDS.get(words, RecommendedAction.CONTACT_SUPPORT)
+    if report.source is XidSource.NVSWITCH:  # the catalogue is of GPU codes
+        return RecommendedAction.CONTACT_SUPPORT
+    return describe_xid(report.code).action
+
+
 @cache
 def xid_catalogue() -> Mapping[int, Xid]:
     """Return the bundled catalogue by code, read once."""

@@ -47,7 +47,8 @@ def test_everything_that_is_asked_for(tmp_path: Path) -> None:
         ("auto", True, lambda: 0.5, ["gpu-nvml"]),
         ("auto", False, lambda: 0.5, ["gpu-simulated"]),
         ("auto", False, None, []),
-        ("nvml", False, lambda: 0.5, []),
+        # Asked for and not there: it stays, and fails in sight.
+        ("nvml", False, lambda: 0.5, ["gpu-nvml"]),
         ("simulated", True, None, ["gpu-simulated"]),
         ("none", True, lambda: 0.5, []),
     ],

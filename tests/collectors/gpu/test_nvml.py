@@ -233,6 +233,31 @@ def test_a_broken_child_is_a_collector_error(
         collector.collect(1000.0)
 
 
+def test_failures_are_retried_after_a_pause_that_grows(
+    collectors: list[NvmlCollector], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    collector = NvmlCollector("box", monotonic=lambda: now[0])
+    collectors.append(collector)
+    asked: list[float] = []
+
+    def ask(deadline_seconds: float) -> bytes:
+        asked.append(now[0])
+        if now[0] < 60:
+            raise CollectorError("no driver")
+        return ONE_GPU.encode()
+
+    monkeypatch.setattr(collector._child, "ask", ask)
+    for second in range(100):
+        now[0] = float(second)
+        try:
+            collector.collect(now[0])
+        except CollectorError:
+            continue
+    assert asked[:6] == [0, 1, 3, 7, 15, 31]
+    assert asked[6:] == [float(second) for second in range(61, 100)]
+
+
 def test_a_device_that_is_gone_is_not_available(collectors: list[NvmlCollector]) -> None:
     empty = json.dumps({"devices": []})
     body = f"\n n = globals().get('n', 0) + 1\n print({ONE_GPU!r} if n == 1 else {empty!r}, flush=True)"

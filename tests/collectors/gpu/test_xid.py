@@ -14,6 +14,7 @@ from collectors.gpu.xid import (
     XidSource,
     describe_xid,
     parse_log_line,
+    recommended_action,
     xid_catalogue,
 )
 
@@ -92,3 +93,26 @@ def test_codes_that_all_sources_call_fatal() -> None:
         assert describe_xid(code).severity in {Severity.CRITICAL, Severity.FATAL}
     assert describe_xid(31).action is RecommendedAction.RESTART_APP
     assert describe_xid(99999).action is RecommendedAction.CONTACT_SUPPORT
+
+
+@pytest.mark.parametrize(
+    ("line", "action"),
+    [
+        (
+            "154, GPU recovery action changed from 0x0 (None) to 0x1 (GPU Reset Required)",
+            "reset_gpu",
+        ),
+        ("154, GPU recovery action changed from 0x4 (Drain and Reset) to 0x0 (None)", "ignore"),
+        (
+            "154, GPU recovery action changed from 0x0 (None) to 0x2 (Node Reboot Required",
+            "reboot_node",
+        ),
+        ("154, GPU recovery action changed from 0x0 (None) to 0x9 (Sing)", "contact_support"),
+        ("154 (", "reset_gpu"),
+        ("31, pid=1", "restart_app"),
+    ],
+)
+def test_the_drivers_own_verdict_beats_the_catalogue(line: str, action: str) -> None:
+    report = parse_log_line(f"NVRM: Xid (PCI:0000:01:00): {line}")
+    assert report is not None
+    assert recommended_action(report) == action
