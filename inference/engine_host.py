@@ -82,6 +82,7 @@ class EngineHost:
         self.load_seconds = 0.0
         self.reload_failures = 0
         self.persistent_faults: list[Fault] = []
+        self._clear_when_ready = False
         self._connecting: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._link: WorkerLink | None = None
@@ -202,7 +203,9 @@ class EngineHost:
         """Make the worker forget its faults, even in a hang."""
         self.persistent_faults.clear()
         worker = self.supervisor.status.worker
-        if isinstance(worker, LaunchedWorker) and worker.heartbeat().ready:
+        if self.ready is None:
+            self._clear_when_ready = True  # a worker that loads was handed them already
+        elif isinstance(worker, LaunchedWorker):
             worker.clear_faults()
 
     async def load_version(self, version: int) -> Loaded:
@@ -277,6 +280,9 @@ class EngineHost:
                 self.dispatcher.receive(message)
             case Ready():
                 self.ready = message
+                if self._clear_when_ready:
+                    self._clear_when_ready = False
+                    self.clear_faults()
                 self.load_seconds = message.load_seconds
                 self._repository.mark_good(self.model, message.version)
                 if self._link is not None:

@@ -178,10 +178,14 @@ class ModelRepository:
             self._write_state()
 
     def mark_good(self, model: str, version: int) -> None:
-        """Remember that a version served."""
+        """Remember that a version serves; from now on it is the one in use.
+
+        A version that appears later is taken by a reload, which proves it, and never by a restart.
+        """
         with self._lock:
             state = self._model(model)
-            if state.good[-1:] != [version]:
+            if state.good[-1:] != [version] or state.active != version:
+                state.active = version
                 state.good = [v for v in state.good if v != version] + [version]
                 self._write_state()
 

@@ -15,6 +15,12 @@ class InferenceSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    # --- address
+    host: str = Field(
+        default="127.0.0.1", min_length=1, description="Address that the service listens on."
+    )
+    port: int = Field(default=8000, ge=0, le=65_535, description="Port; 0 takes a free one.")
+
     # --- models
     state_dir: Path = Field(
         default=Path("var/service"),

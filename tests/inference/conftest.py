@@ -96,7 +96,9 @@ def _model(vocabulary: int, seed: int) -> onnx.ModelProto:
     g = _Graph(seed)
     embedding = g.weight(vocabulary, WIDTH, scale=1.0)
     positions = g.weight(CONTEXT, WIDTH)
-    x = g.op("Add", g.op("Gather", embedding, "input_ids"), g.op("Gather", positions, "position_ids"))
+    x = g.op(
+        "Add", g.op("Gather", embedding, "input_ids"), g.op("Gather", positions, "position_ids")
+    )
     bias = _bias(g)
     for i in range(LAYERS):
         x = _layer(g, i, x, bias)
@@ -107,18 +109,27 @@ def _model(vocabulary: int, seed: int) -> onnx.ModelProto:
     late = g.op("Sub", column, g.constant(30.0, np.float32))
     logits = g.op("MatMul", x, g.op("Transpose", embedding, perm=[1, 0]))
     g.op("Add", logits, g.op("Mul", late, g.constant(ramp, np.float32)), out="logits")
-    ids = [helper.make_tensor_value_info(name, TensorProto.INT64, ["B", length])
-           for name, length in (("input_ids", "T"), ("attention_mask", "S"), ("position_ids", "T"))]
+    ids = [
+        helper.make_tensor_value_info(name, TensorProto.INT64, ["B", length])
+        for name, length in (("input_ids", "T"), ("attention_mask", "S"), ("position_ids", "T"))
+    ]
     names = [f"{i}.{part}" for i in range(LAYERS) for part in ("key", "value")]
 
     def cache(prefix: str, length: str) -> list[onnx.ValueInfoProto]:
         shape = ["B", HEADS, length, HEAD_DIM]
-        return [helper.make_tensor_value_info(f"{prefix}.{name}", TensorProto.FLOAT, shape)
-                for name in names]
+        return [
+            helper.make_tensor_value_info(f"{prefix}.{name}", TensorProto.FLOAT, shape)
+            for name in names
+        ]
 
     outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["B", "T", vocabulary])]
-    graph = helper.make_graph(g.nodes, "tiny", [*ids, *cache("past_key_values", "P")],
-                              [*outputs, *cache("present", "S")], g.constants)
+    graph = helper.make_graph(
+        g.nodes,
+        "tiny",
+        [*ids, *cache("past_key_values", "P")],
+        [*outputs, *cache("present", "S")],
+        g.constants,
+    )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
@@ -129,17 +140,33 @@ def write_version(root: Path, model: str, version: int, seed: int) -> Path:
     tokenizer = _tokenizer()
     tokenizer.save(str(folder / "tokenizer.json"))
     onnx.save(_model(tokenizer.get_vocab_size(), seed), str(folder / "model.onnx"))
-    lines = [f'name = "{model}"', f"version = {version}", f"max_context_tokens = {CONTEXT}",
-             f"layers = {LAYERS}", f"heads = {HEADS}", f"head_dim = {HEAD_DIM}",
-             'end_token = "<|end|>"', 'pad_token = "<|pad|>"', "", "[prompts]",
-             'sentiment = "<|sentiment|>{text}<|answer|>"', 'chat = "<|chat|>{text}<|answer|>"', ""]
+    lines = [
+        f'name = "{model}"',
+        f"version = {version}",
+        f"max_context_tokens = {CONTEXT}",
+        f"layers = {LAYERS}",
+        f"heads = {HEADS}",
+        f"head_dim = {HEAD_DIM}",
+        'end_token = "<|end|>"',
+        'pad_token = "<|pad|>"',
+        "",
+        "[prompts]",
+        'sentiment = "<|sentiment|>{text}<|answer|>"',
+        'chat = "<|chat|>{text}<|answer|>"',
+        "",
+    ]
     path = folder / "model.toml"
     path.write_text("\n".join(lines), encoding="utf-8")
     decoder = make_decoder(folder)
     for number, (task, text) in enumerate((("sentiment", "so bad"), ("chat", "hi you")), start=1):
         answer = generate(decoder, number, text, task=task)
-        lines += ["[[golden]]", f'task = "{task}"', f'text = "{text}"',
-                  f"expected = {json.dumps(answer.text)}", ""]
+        lines += [
+            "[[golden]]",
+            f'task = "{task}"',
+            f'text = "{text}"',
+            f"expected = {json.dumps(answer.text)}",
+            "",
+        ]
     path.write_text("\n".join(lines), encoding="utf-8")
     return folder
 
@@ -151,15 +178,27 @@ def make_decoder(
     metadata = read_metadata(folder)
     context = OnnxRuntime().load(folder, metadata.shape).create_context()
     return Decoder(
-        context, Tokenizer.from_file(str(folder / "tokenizer.json")), metadata,
-        cache=PrefixCache(cache_bytes, metadata.shape), heartbeat=HeartbeatWriter.private(),
-        clock=clock)
+        context,
+        Tokenizer.from_file(str(folder / "tokenizer.json")),
+        metadata,
+        cache=PrefixCache(cache_bytes, metadata.shape),
+        heartbeat=HeartbeatWriter.private(),
+        clock=clock,
+    )
 
 
 def request(number: int, text: str, **changes: Any) -> Generate:
     """Return a greedy request."""
-    values = {"task": "chat", "max_tokens": 64, "temperature": 0.0, "top_p": 1.0, "seed": 0,
-              "stop": [], "stream": False, "deadline": float("inf")}
+    values = {
+        "task": "chat",
+        "max_tokens": 64,
+        "temperature": 0.0,
+        "top_p": 1.0,
+        "seed": 0,
+        "stop": [],
+        "stream": False,
+        "deadline": float("inf"),
+    }
     return Generate(number=number, text=text, **{**values, **changes})
 
 
@@ -199,29 +238,31 @@ class Live:
         self.url = f"http://127.0.0.1:{port}"
         self.client = httpx.Client(base_url=self.url, timeout=30.0)
         self.admin = httpx.Client(
-            base_url=self.url, timeout=30.0, headers={"authorization": f"Bearer {TOKEN}"})
+            base_url=self.url, timeout=30.0, headers={"authorization": f"Bearer {TOKEN}"}
+        )
 
     def complete(self, prompt: str = "hello", **fields: Any) -> httpx.Response:
         """Ask for a completion."""
         headers = fields.pop("headers", None)
         return self.client.post(
-            "/v1/completions", json={"prompt": prompt, **fields}, headers=headers)
+            "/v1/completions", json={"prompt": prompt, **fields}, headers=headers
+        )
 
     def fault(self, name: str, **parameters: Any) -> None:
         """Inject a fault."""
         answer = self.admin.post("/admin/faults", json={"fault": name, "parameters": parameters})
         assert answer.status_code == 201, answer.text
 
-    def metric(self, name: str, **labels: str) -> float:
-        """Read one series, 0 where there is none."""
-        total = 0.0
+    def metric(self, name: str, **labels: str) -> float | None:
+        """Read the sum of the series that match, None where there is none."""
+        values = []
         for line in self.client.get("/metrics").text.splitlines():
             series, _, value = line.rpartition(" ")
             if series.partition("{")[0] == name and all(
                 f'{key}="{text}"' in series for key, text in labels.items()
             ):
-                total += float(value)
-        return total
+                values.append(float(value))
+        return sum(values) if values else None
 
 
 def eventually(condition: Callable[[], Any], what: str, limit_seconds: float = 30.0) -> None:
@@ -235,22 +276,30 @@ def eventually(condition: Callable[[], Any], what: str, limit_seconds: float = 3
 @contextmanager
 def run_service(repository: Path, state_dir: Path, **settings: Any) -> Iterator[Live]:
     """Run the real application with real workers in this process."""
-    values = {"models": ("tiny", "tiny-small"), "allow_faults": True, "admin_token": TOKEN,
-              "chat_deadline_seconds": 10.0, "sentiment_deadline_seconds": 10.0,
-              "canary_interval_seconds": 0.2, "supervisor_interval_seconds": 0.05,
-              "max_output_tokens": 64}
+    values = {
+        "models": ("tiny", "tiny-small"),
+        "allow_faults": True,
+        "admin_token": TOKEN,
+        "chat_deadline_seconds": 10.0,
+        "sentiment_deadline_seconds": 10.0,
+        "canary_interval_seconds": 0.2,
+        "supervisor_interval_seconds": 0.05,
+        "max_output_tokens": 64,
+    }
     app = create_app(
-        InferenceSettings(repository=repository, state_dir=state_dir, **{**values, **settings}))
-    config = uvicorn.Config(app, port=0, log_level="warning", lifespan="on", ws="none",
-                            timeout_graceful_shutdown=2)
+        InferenceSettings(repository=repository, state_dir=state_dir, **{**values, **settings})
+    )
+    config = uvicorn.Config(
+        app, port=0, log_level="warning", lifespan="on", ws="none", timeout_graceful_shutdown=2
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, name="uvicorn")
     thread.start()
     try:
         eventually(lambda: server.started, "the server listens")
         live = Live(app, server.servers[0].sockets[0].getsockname()[1])
-        eventually(lambda: live.client.get("/health/ready").status_code == 200, "ready")
         with live.client, live.admin:
+            eventually(lambda: live.client.get("/health/ready").status_code == 200, "ready")
             yield live
     finally:
         server.should_exit = True

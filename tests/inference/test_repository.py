@@ -35,6 +35,7 @@ def test_rolling_back_prefers_the_version_that_served(repository):
     repository.activate("tiny", 3)
     assert repository.previous_good("tiny") == 1
     repository.mark_good("tiny", 2)
+    repository.activate("tiny", 3)
     assert repository.previous_good("tiny") == 2
 
 
@@ -106,3 +107,10 @@ def test_a_bad_model_toml_is_named_with_its_fault(own_repository, old, new, mess
         read_metadata(folder)
     assert message in str(error.value)
     assert str(path) in str(error.value)
+
+
+def test_a_version_that_appears_later_is_not_taken_by_itself(repository):
+    repository.mark_good("tiny", 3)
+    shutil.copytree(repository.folder("tiny", 1), repository.folder("tiny", 4))
+    assert repository.active("tiny") == 3
+    assert repository.newest("tiny") == 4

@@ -33,9 +33,9 @@ class FakeContext:
 
 
 class FakeEngine:
-    names = ["input_ids", "attention_mask", "position_ids", "logits",
+    names = ("input_ids", "attention_mask", "position_ids", "logits",
              "past_key_values.0.key", "past_key_values.0.value",
-             "present.0.key", "present.0.value"]  # fmt: skip
+             "present.0.key", "present.0.value")  # fmt: skip
     num_io_tensors = len(names)
 
     def __init__(self, context):
@@ -114,7 +114,7 @@ def test_warnings_are_no_reason(tmp_path):
 
 
 def test_a_missing_plan_is_a_load_error(tmp_path):
-    with pytest.raises(EngineLoadError, match="model.plan"):
+    with pytest.raises(EngineLoadError, match=r"model\.plan"):
         TensorRtRuntime("tensorrt", _module(None)).load(tmp_path, SHAPE)
 
 

@@ -255,7 +255,9 @@ def test_a_launch_that_fails_is_tried_again():
     assert world.status.state is SupervisorState.STARTING
 
 
-EVENT = st.sampled_from(["crash", "ready", "hang", "leak", "restart", "wait", "deaf", "load_failed"])
+EVENT = st.sampled_from(
+    ["crash", "ready", "hang", "leak", "restart", "wait", "deaf", "load_failed"]
+)
 
 
 @given(st.lists(EVENT, max_size=40))
