@@ -59,6 +59,8 @@ _GAUGES: Mapping[str, Callable[[Sequence[float]], float]] = {
     "engine_resident_memory_bytes": sum,
     "service_degradation_level": max,
 }
+# These read 0 while there is no worker or no load has ended yet, which is no measurement.
+_ZERO_IS_UNKNOWN = frozenset({"engine_load_seconds", "engine_resident_memory_bytes"})
 _COUNTER_SUFFIXES = ("_total", "_bucket", "_sum", "_count")
 _LAYERS = ("device", "runtime", "engine", "context", "canary")
 
@@ -162,6 +164,7 @@ class ServiceCollector:
         self._parser = ExpositionParser(max_bytes=_MAX_BYTES)
         self._counters: CounterWindow[_CounterKey] = CounterWindow(keep_seconds=wide_window_seconds)
         self._versions: dict[str, str] = {}
+        self._labels: Mapping[str, str] = {}
 
     @property
     def name(self) -> str:
@@ -185,11 +188,12 @@ class ServiceCollector:
         """
         exposition = self._scrape()
         self._counters.add(self._monotonic(), dict(_counters(exposition)))
-        labels = _model_labels(exposition)
+        # While a model loads its name is not told; the series keep the one they had.
+        self._labels = _model_labels(exposition) or self._labels
         values = dict(self._values(exposition))
         return Collection(
             samples=[
-                Sample(now_seconds, self._entity, signal, value, labels)
+                Sample(now_seconds, self._entity, signal, value, self._labels)
                 for signal, value in values.items()
             ],
             notes=[f"{name}: {count} blank" for name, count in exposition.left_out.items()],
@@ -316,7 +320,7 @@ def _model_labels(exposition: Exposition) -> Mapping[str, str]:
 def _gauges(exposition: Exposition) -> Values:
     for name, together in _GAUGES.items():
         values = [sample.value for sample in exposition.named(name)]
-        if values:
+        if values and (any(values) or name not in _ZERO_IS_UNKNOWN):
             yield name, together(values)
     slots = sum(sample.value for sample in exposition.named("llm_slots"))
     used = [sample.value for sample in exposition.named("llm_batch_size")]

@@ -9,7 +9,12 @@ from pydantic import ValidationError
 
 from collectors.contract import Collector
 from collectors.registry import build_collectors
-from collectors.settings import CollectorsSettings
+from collectors.settings import (
+    CanarySettings,
+    CollectorsSettings,
+    PrometheusTarget,
+    ServiceTarget,
+)
 
 
 def _names(tmp_path: Path, *, nvml: bool = False, load: Any = None, **settings: Any) -> list[str]:
@@ -76,7 +81,7 @@ def test_wrong_settings_are_refused(settings: dict[str, Any]) -> None:
 
 
 def test_every_setting_says_what_it_is() -> None:
-    models = [CollectorsSettings]
+    models = [CollectorsSettings, ServiceTarget, PrometheusTarget, CanarySettings]
     for model in models:
         for name, field in model.model_fields.items():
             assert field.description, f"{model.__name__}.{name}"

@@ -211,6 +211,14 @@ def test_an_unknown_health_layer_value_is_absent(service: Service) -> None:
     assert "health_canary_ok" not in seen
 
 
+def test_a_worker_that_is_not_there_has_no_memory(service: Service) -> None:
+    memory = Gauge("engine_resident_memory_bytes", "h", ["model"], registry=service.registry)
+    memory.labels("m").set(0)
+    assert "engine_resident_memory_bytes" not in service.scrape()
+    memory.labels("m").set(5e8)
+    assert service.scrape()["engine_resident_memory_bytes"] == 5e8
+
+
 def test_a_new_model_version_is_an_event_once(service: Service) -> None:
     assert service.scrape()["model_version_change"] == 0
     service.start(version="2")
