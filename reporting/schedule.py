@@ -23,7 +23,7 @@ log = structlog.get_logger(__name__)
 
 # What a sleeping machine, a clock that jumped or a full disk made us miss is looked for this often.
 _CATCH_UP_SECONDS = 600
-_LONGEST_LOOK_BACK = timedelta(days=5 * 366)  # 29 February comes every four years, or eight
+_LONGEST_LOOK_BACK = timedelta(days=8 * 366)  # 29 February comes every four years, or eight
 
 
 class ReportSchedule:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Self
 from urllib.parse import urlsplit
@@ -170,9 +171,14 @@ class ReportingSettings(_Frozen):
         from apscheduler.triggers.cron import CronTrigger  # noqa: PLC0415 - only schedules need it
 
         try:
-            CronTrigger.from_crontab(value)
+            trigger = CronTrigger.from_crontab(value, timezone=UTC)
         except ValueError as error:
             raise ValueError(f"report_schedule {value!r}: {error}") from error
+        # A leap year follows within eight years of any day: what does not fire from here never does.
+        if trigger.get_next_fire_time(None, datetime(2024, 1, 1, tzinfo=UTC)) is None:
+            raise ValueError(
+                f"report_schedule {value!r}: there is no such day, it would never fire"
+            )
         return value
 
     @model_validator(mode="after")

@@ -14,6 +14,7 @@ from functools import partial
 
 import sqlalchemy as sa
 import structlog
+from pydantic import ValidationError
 
 from analysis.findings import Incident, IncidentState
 from analysis.journal import Event, EventKind, Journal
@@ -42,6 +43,7 @@ _MAX_EVENTS_A_MESSAGE = 500
 _PRUNE_INTERVAL_SECONDS = 600.0
 # The share of each wait that is random, so that clients which failed together do not return together.
 _JITTER = 0.25
+_INNER_DEADLINE_SHARE = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,11 +121,12 @@ class AlertDispatcher:
             notifier.close()
 
     def _guarded(self, stage: str, work: Callable[[], int]) -> int:
-        # A database that is locked or full for a moment must stop neither the other stages nor the
-        # loop that calls: nothing is lost, because state moves only in committed transactions.
+        # A database that is locked or full for a moment, or a record that cannot be read, must stop
+        # neither the other stages nor the loop that calls: nothing is lost, because state moves only
+        # in committed transactions.
         try:
             return work()
-        except sa.exc.SQLAlchemyError as error:
+        except (sa.exc.SQLAlchemyError, ValidationError) as error:
             log.exception("alert_stage_failed", stage=stage, error=str(error))
             return 0
 
@@ -163,7 +166,7 @@ class AlertDispatcher:
             if identity is None:
                 continue
             if identity not in incidents:
-                incidents[identity] = self._journal.incident(identity)
+                incidents[identity] = self._incident(identity)
                 known = self._outbox.threads(identity)
                 for channel in self._rules:
                     empty = Thread(channel=channel, incident_id=identity)
@@ -182,14 +185,23 @@ class AlertDispatcher:
                 )
         return [(thread, count) for thread, count in threads.values() if count]
 
+    def _incident(self, incident_id: str) -> Incident | None:
+        try:
+            return self._journal.incident(incident_id)
+        except ValidationError:
+            # Another version wrote it. Its events are passed over, so that those behind get through.
+            log.exception("alert_incident_unreadable", incident=incident_id)
+            return None
+
     def _remind(self, now_seconds: float) -> int:
         changed: list[Thread] = []
         for incident in self._journal.incidents(state=IncidentState.OPEN):
-            for channel, thread in self._outbox.threads(incident.id).items():
-                if channel in self._rules:
-                    after = remind(thread, incident, self._rules[channel], now_seconds)
-                    if after is not thread:
-                        changed.append(after)
+            known = self._outbox.threads(incident.id)
+            for channel, rules in self._rules.items():
+                thread = known.get(channel, Thread(channel=channel, incident_id=incident.id))
+                after = remind(thread, incident, rules, now_seconds)
+                if after is not thread:
+                    changed.append(after)
         if changed:
             self._outbox.save_routing(changed, self._outbox.cursor(), now_seconds)
         return len(changed)
@@ -197,7 +209,7 @@ class AlertDispatcher:
     def _compose(self, now_seconds: float) -> int:
         composed = 0
         for thread in self._outbox.due_threads(now_seconds):
-            incident = self._journal.incident(thread.incident_id)
+            incident = self._incident(thread.incident_id)
             if incident is None or thread.channel not in self._rules:
                 log.warning(
                     "alert_thread_dropped", channel=thread.channel, incident=thread.incident_id
@@ -237,12 +249,14 @@ class AlertDispatcher:
     def _deliver_round(self, now_seconds: float) -> list[DeliveryResult]:
         """Try one message on each channel that is ready, all channels at the same time."""
         deadline = self._settings.send_deadline_seconds
+        # The notifier's own limit comes first: it knows the better words for what went wrong.
+        inner = _INNER_DEADLINE_SHARE * deadline
         started = self._clock()
         flying: list[tuple[str, Entry]] = []
         for name, notifier in self._notifiers.items():
             entry = self._next(name, now_seconds)
             if entry is not None:
-                self._lanes[name].start(partial(notifier.send, entry.message, deadline))
+                self._lanes[name].start(partial(notifier.send, entry.message, inner))
                 flying.append((name, entry))
         results: list[DeliveryResult] = []
         for name, entry in flying:

@@ -13,10 +13,13 @@ from collections.abc import Sequence
 from enum import StrEnum
 
 import sqlalchemy as sa
-from pydantic import BaseModel, ConfigDict
+import structlog
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from reporting.alerts.messages import AlertMessage
 from reporting.alerts.routing import Thread
+
+log = structlog.get_logger(__name__)
 
 metadata = sa.MetaData()
 
@@ -149,7 +152,15 @@ class Outbox:
     def _read_threads(self, query: sa.Select[str]) -> list[Thread]:
         with self._reader.connect() as connection:
             bodies = connection.execute(query).scalars().all()
-        return [Thread.model_validate_json(body) for body in bodies]
+        threads: list[Thread] = []
+        for body in bodies:
+            try:
+                threads.append(Thread.model_validate_json(body))
+            except ValidationError as error:
+                # Another version wrote it. Without it an incident may be told twice; with an error
+                # here nothing would be told any more.
+                log.warning("alert_thread_unreadable", error=str(error)[:500])
+        return threads
 
     def undelivered(self, channel: str, incident_id: str) -> list[Entry]:
         """Return the messages of an incident that a channel has not got, oldest first."""
@@ -241,24 +252,22 @@ class Outbox:
 
     def finish(self, entry: Entry, state: EntryState, now_seconds: float, error: str = "") -> None:
         """Record that a message was delivered or given up."""
-        self._change(entry, state=state.value, finished_seconds=now_seconds, error=error)
+        self._change(entry.key, state=state.value, finished_seconds=now_seconds, error=error)
 
     def postpone(
         self, entry: Entry, *, until_seconds: float, error: str, counts: bool = True
     ) -> None:
         """Record a try that did not get through, and when to try again."""
         attempts = entry.attempts + (1 if counts else 0)
-        self._change(entry, not_before_seconds=until_seconds, attempts=attempts, error=error)
+        self._change(entry.key, not_before_seconds=until_seconds, attempts=attempts, error=error)
 
     def mark_journaled(self, entry: Entry) -> None:
         """Record that the journal knows the end of a message."""
-        self._change(entry, journaled=True)
+        self._change(entry.key, journaled=True)
 
-    def _change(self, entry: Entry, **values: object) -> None:
+    def _change(self, key: str, **values: object) -> None:
         with self._engine.begin() as connection:
-            connection.execute(
-                sa.update(_messages).where(_messages.c.key == entry.key).values(**values)
-            )
+            connection.execute(sa.update(_messages).where(_messages.c.key == key).values(**values))
 
     def channel(self, name: str) -> ChannelState:
         """Return how a channel has been doing."""
@@ -298,19 +307,24 @@ class Outbox:
         query = sa.select(_messages).where(condition).order_by(order, _messages.c.created_seconds)
         with self._reader.connect() as connection:
             rows = connection.execute(query.limit(limit)).mappings().all()
-        return [
-            Entry(
-                channel=row["channel"],
-                state=EntryState(row["state"]),
-                created_seconds=row["created_seconds"],
-                not_before_seconds=row["not_before_seconds"],
-                finished_seconds=row["finished_seconds"],
-                attempts=row["attempts"],
-                error=row["error"],
-                message=AlertMessage.model_validate_json(row["body"]),
+        return [entry for entry in map(self._entry, rows) if entry is not None]
+
+    def _entry(self, row: sa.RowMapping) -> Entry | None:
+        try:
+            message = AlertMessage.model_validate_json(row["body"])
+        except ValidationError as error:
+            # Another version wrote it: it can never be sent, and must not stop those behind it.
+            log.warning("alert_message_unreadable", key=row["key"], error=str(error)[:500])
+            self._change(
+                row["key"],
+                state=EntryState.PARKED.value,
+                finished_seconds=row["created_seconds"],
+                journaled=True,
+                error="written by another version of Galen",
             )
-            for row in rows
-        ]
+            return None
+        names = set(Entry.model_fields) - {"message"}
+        return Entry(message=message, **{name: row[name] for name in names})
 
 
 def _is(state: EntryState) -> sa.ColumnElement[bool]:

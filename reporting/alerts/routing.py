@@ -35,6 +35,7 @@ _STEPS: Mapping[EventKind, Step] = {
 }
 ROUTED_KINDS = frozenset({*_STEPS, EventKind.INCIDENT_UPDATED})
 _MAX_REMEMBERED = 64
+_SETTLING_SECONDS = 60.0
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 
 
@@ -137,16 +138,29 @@ def route(
 
 
 def remind(thread: Thread, incident: Incident, rules: Rules, now_seconds: float) -> Thread:
-    """Queue a reminder where an incident is still open and was last told too long ago."""
-    last = thread.queued_seconds
-    if (
-        incident.state is not IncidentState.OPEN
-        or thread.due_seconds is not None
-        or last is None
-        or now_seconds - last < rules.repeat_interval_seconds
-    ):
+    """Queue a reminder where an incident is still open and the channel was told too long ago.
+
+    A channel that was never told, such as one that was configured during the incident, is told once.
+    """
+    if incident.state is not IncidentState.OPEN or thread.due_seconds is not None:
         return thread
-    return thread.model_copy(update={"due_seconds": now_seconds, "steps": (Step.REMINDER,)})
+    last = thread.queued_seconds
+    if last is None:
+        quiet = _RANK[incident.severity] < _RANK[rules.minimum_severity]
+        # Its opening may be on the way: an incident is saved before its event is written.
+        fresh = now_seconds - incident.opened_seconds < rules.group_wait_seconds + _SETTLING_SECONDS
+        if quiet or fresh:
+            return thread
+    elif now_seconds - last < rules.repeat_interval_seconds:
+        return thread
+    severities = (thread.told_severity or Severity.INFO, incident.severity)
+    return thread.model_copy(
+        update={
+            "due_seconds": now_seconds,
+            "steps": (Step.REMINDER,),
+            "told_severity": max(severities, key=_RANK.__getitem__),
+        }
+    )
 
 
 def taken(thread: Thread, now_seconds: float) -> Thread:

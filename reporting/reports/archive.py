@@ -23,7 +23,8 @@ from reporting.settings import Format
 
 log = structlog.get_logger(__name__)
 
-INDEX = "index.json"
+INDEX = "archive.index"
+"""JSON; its name does not end so, because everything that does is a report."""
 _FILE_NAME = re.compile(r"^\d{8}T\d{6}Z--\d{8}T\d{6}Z\.(html|md|json)$")
 
 

@@ -211,11 +211,13 @@ class AnomalousSignal(Part):
 
 
 class Precision(Part):
-    """Were the incidents real? Only people can say; nothing is assumed of those not judged."""
+    """Were the diagnoses right? Only people can say; nothing is assumed of those not judged."""
 
     incidents: int
     judged: int
     right: int
+    partly: int = 0
+    """Called partly right; not counted as right."""
     precision: float | None = None
     low: float | None = None
     high: float | None = None

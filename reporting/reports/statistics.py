@@ -13,6 +13,7 @@ from analysis.journal import Event, EventKind
 from reporting.reports.model import ChannelFigures, Durations, IncidentRow, Precision
 
 _Z_95 = 1.959963984540054
+_ANSWERS = ("right", "partly", "wrong")
 
 
 def durations(incidents: Sequence[IncidentRow]) -> tuple[Durations, ...]:
@@ -55,27 +56,29 @@ def _durations(
 
 
 def precision(incident_ids: Iterable[str], feedback: Iterable[Event]) -> Precision:
-    """Return how many of the incidents that people judged were real.
+    """Return how many of the diagnoses that people judged were right.
 
-    A judgement is a ``FEEDBACK_GIVEN`` event with ``{"right": true | false}``; the newest of each
-    incident counts. The interval is Wilson's (Wilson 1927), which holds for small numbers too.
+    A judgement is a ``FEEDBACK_GIVEN`` event with ``{"answer": "right" | "partly" | "wrong"}``; the
+    newest of each incident counts. The interval is Wilson's (Wilson 1927), which holds for small
+    numbers too.
     """
     ids = set(incident_ids)
-    verdicts: dict[str, bool] = {}
+    answers: dict[str, str] = {}
     for event in feedback:
-        right = event.data.get("right")
-        judges = event.kind is EventKind.FEEDBACK_GIVEN and event.incident_id in ids
-        if judges and event.incident_id is not None and isinstance(right, bool):
-            verdicts[event.incident_id] = right
-    judged, right_count = len(verdicts), sum(verdicts.values())
+        answer = event.data.get("answer")
+        if event.kind is EventKind.FEEDBACK_GIVEN and answer in _ANSWERS and event.incident_id:
+            answers[event.incident_id] = answer
+    judged = [answer for incident, answer in answers.items() if incident in ids]
+    right, partly = judged.count("right"), judged.count("partly")
     if not judged:
         return Precision(incidents=len(ids), judged=0, right=0)
-    low, high = wilson(right_count, judged)
+    low, high = wilson(right, len(judged))
     return Precision(
         incidents=len(ids),
-        judged=judged,
-        right=right_count,
-        precision=right_count / judged,
+        judged=len(judged),
+        right=right,
+        partly=partly,
+        precision=right / len(judged),
         low=low,
         high=high,
     )

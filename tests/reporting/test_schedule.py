@@ -67,10 +67,6 @@ def test_the_newest_period_that_has_ended(
     assert due == (at(until) - 86400.0, at(until))
 
 
-def test_a_schedule_that_never_fires_is_never_due(make: MakeSchedule) -> None:
-    assert make(report_schedule="0 0 31 2 *").due(at("2026-11-20T09:00")) is None
-
-
 def test_the_zone_moves_the_hour_over_the_change_of_clocks(make: MakeSchedule) -> None:
     schedule = make(timezone="Europe/Berlin")
     before, after = at("2026-10-24T12:00"), at("2026-10-26T12:00")

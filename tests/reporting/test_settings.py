@@ -33,6 +33,7 @@ def test_secrets_do_not_show() -> None:
         ("0 6 * * 1", "weekdays by name"),
         ("61 6 * * *", "report_schedule"),
         ("0 6 * * someday", "report_schedule"),
+        ("0 6 31 2 *", "never fire"),
     ],
 )
 def test_a_wrong_schedule_is_refused_with_its_reason(schedule: str, says: str) -> None:

@@ -372,7 +372,14 @@ def _tell(journal: Journal) -> None:
         channel="slack",
         waited_seconds=0.4,
     )
-    say(EventKind.FEEDBACK_GIVEN, HANG + 900.0, "Right", "inc-hang", right=True, actor="ana")
+    say(
+        EventKind.FEEDBACK_GIVEN,
+        HANG + 900.0,
+        "The engine hangs: right",
+        "inc-hang",
+        answer="right",
+        actor="ana",
+    )
     say(EventKind.INCIDENT_OPENED, BUSY + 30.0, "More requests than usual", "inc-busy")
     say(EventKind.INCIDENT_RESOLVED, BUSY + 660.0, "All signals are normal again", "inc-busy")
     say(EventKind.INCIDENT_OPENED, HOT + 300.0, "GPU temperature climbs", "inc-hot")

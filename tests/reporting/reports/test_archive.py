@@ -30,7 +30,7 @@ def test_a_period_is_written_in_all_forms_and_listed(report: Report, tmp_path: P
     entry = kept.write(report)
     assert entry.period == "20251120T010000Z--20251120T070000Z"
     assert {path.name for path in (tmp_path / "reports").iterdir()} == {
-        "index.json",
+        "archive.index",
         *(f"{entry.period}.{form.value}" for form in Format),
     }
     assert kept.entries() == (entry,)
@@ -66,9 +66,9 @@ def test_the_newest_come_first_and_old_ones_go(report: Report, tmp_path: Path) -
 def test_a_lost_or_damaged_index_is_made_again(report: Report, tmp_path: Path) -> None:
     kept = archive(tmp_path)
     entries = {kept.write(day(report, number)) for number in (1, 2)}
-    (tmp_path / "index.json").write_text("{", "utf-8")
+    (tmp_path / "archive.index").write_text("{", "utf-8")
     assert set(kept.entries()) == entries
-    (tmp_path / "index.json").unlink()
+    (tmp_path / "archive.index").unlink()
     assert set(kept.entries()) == entries
     (tmp_path / "19700104T000000Z--19700105T000000Z.json").write_text("not a report", "utf-8")
     assert set(kept.entries()) == entries
@@ -80,7 +80,7 @@ def test_an_index_cannot_have_other_files_deleted(report: Report, tmp_path: Path
     kept = archive(tmp_path / "reports", keep_days=1.0)
     entry = kept.write(day(report, 1))
     evil = entry.model_copy(update={"files": ("../precious.txt",), "period": "x"})
-    index = tmp_path / "reports" / "index.json"
+    index = tmp_path / "reports" / "archive.index"
     index.write_text(f"[{evil.model_dump_json()}]", "utf-8")
     kept.write(day(report, 9))
     assert outside.read_text("utf-8") == "keep me"

@@ -32,16 +32,17 @@ def test_wilson_against_published_values() -> None:
 
 def test_only_judged_incidents_count_and_the_newest_judgement_holds() -> None:
     judged = precision(
-        ["i1", "i2", "i3"],
+        ["i1", "i2", "i3", "i4"],
         [
-            event(EventKind.FEEDBACK_GIVEN, "i1", right=False),
-            event(EventKind.FEEDBACK_GIVEN, "i1", right=True),
-            event(EventKind.FEEDBACK_GIVEN, "i2", right="perhaps"),
-            event(EventKind.FEEDBACK_GIVEN, "elsewhere", right=True),
+            event(EventKind.FEEDBACK_GIVEN, "i1", answer="wrong"),
+            event(EventKind.FEEDBACK_GIVEN, "i1", answer="right"),
+            event(EventKind.FEEDBACK_GIVEN, "i2", answer="perhaps"),
+            event(EventKind.FEEDBACK_GIVEN, "i3", answer="partly"),
+            event(EventKind.FEEDBACK_GIVEN, "elsewhere", answer="right"),
         ],
     )
-    assert (judged.incidents, judged.judged, judged.right) == (3, 1, 1)
-    assert judged.precision == 1.0
+    assert (judged.incidents, judged.judged, judged.right, judged.partly) == (4, 2, 1, 1)
+    assert judged.precision == 0.5
     assert precision(["i1"], []).precision is None
 
 
