@@ -47,7 +47,10 @@ def _facts(action: Action, current: context.Context) -> list[tuple[str, str]]:
         ("risk", action.risk + ("" if action.reversible else ", cannot be undone")),
         ("confidence in the cause", f"{action.confidence:.0%}"),
         ("mode", action.mode.value),
-        ("proposed", words.ago(current.now_seconds - action.created_seconds)),
+        (
+            "proposed" if action.state is ActionState.PROPOSED else "recorded",
+            words.ago(current.now_seconds - action.created_seconds),
+        ),
     ]
     if action.executed_seconds is not None:
         facts.append(("executed", words.clock_time(action.executed_seconds, current.zone)))

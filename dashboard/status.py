@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from analysis.findings import Incident, Severity
+from collectors.gpu import xid
+from collectors.gpu.throttle import ThrottleReason
 from dashboard import words
 from dashboard.data import Latest
 from dashboard.palette import Tone, badness, tone_of
@@ -63,14 +65,13 @@ def services(latest: Latest) -> list[str]:
     return sorted(named | serving)
 
 
-# NVML's clocks event reasons (nvml.h, nvmlClocksEventReason*). Idle, application clocks, sync boost and
-# display clocks are how a healthy device behaves and are left out.
+# Idle, application clocks, sync boost and display clocks are how a healthy device behaves.
 _THROTTLE = (
-    (0x04, "power cap", Tone.INFO),
-    (0x08, "HW slowdown", Tone.WARNING),
-    (0x20, "SW thermal", Tone.WARNING),
-    (0x40, "HW thermal", Tone.CRITICAL),
-    (0x80, "power brake", Tone.WARNING),
+    (ThrottleReason.SW_POWER_CAP, "power cap", Tone.INFO),
+    (ThrottleReason.HW_SLOWDOWN, "HW slowdown", Tone.WARNING),
+    (ThrottleReason.SW_THERMAL, "SW thermal", Tone.WARNING),
+    (ThrottleReason.HW_THERMAL, "HW thermal", Tone.CRITICAL),
+    (ThrottleReason.HW_POWER_BRAKE, "power brake", Tone.WARNING),
 )
 _THROTTLE_FLAGS = (
     ("gpu_throttle_power", "power cap", Tone.INFO),
@@ -149,8 +150,8 @@ def _gpu(
 
 def _gpu_badges(values: dict[str, float | None]) -> list[Badge]:
     badges: list[Badge] = []
-    if xid := values.get("gpu_xid"):
-        badges.append(Badge(f"XID {xid:.0f}", Tone.CRITICAL))
+    if code := values.get("gpu_xid"):
+        badges.append(_xid_badge(int(code)))
     if double := values.get("gpu_ecc_uncorrectable_total"):
         badges.append(Badge(f"ECC uncorrectable {double:.0f}", Tone.CRITICAL))
     if values.get("gpu_row_remap_pending"):
@@ -163,6 +164,21 @@ def _gpu_badges(values: dict[str, float | None]) -> list[Badge]:
             Badge(text, tone) for signal, text, tone in _THROTTLE_FLAGS if values.get(signal)
         ]
     return badges
+
+
+_XID_TONES = {
+    xid.Severity.INFO: Tone.INFO,
+    xid.Severity.WARNING: Tone.WARNING,
+    xid.Severity.CRITICAL: Tone.CRITICAL,
+    xid.Severity.FATAL: Tone.CRITICAL,
+}
+
+
+def _xid_badge(code: int) -> Badge:
+    known = xid.xid_catalogue().get(code)
+    if known is None:
+        return Badge(f"XID {code}", Tone.WARNING)
+    return Badge(f"XID {code}: {known.name}", _XID_TONES[known.severity])
 
 
 def concerns(incident: Incident, entity: str) -> bool:

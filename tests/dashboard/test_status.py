@@ -57,7 +57,9 @@ def test_a_silent_collector_is_not_up() -> None:
         ({"gpu_throttle_reason": 0x4}, Tone.OK, "power cap"),
         ({"gpu_throttle_reason": 0x20 | 0x4}, Tone.WARNING, "SW thermal"),
         ({"gpu_throttle_thermal": 1}, Tone.WARNING, "thermal throttle"),
-        ({"gpu_xid": 79}, Tone.CRITICAL, "XID 79"),
+        ({"gpu_xid": 79}, Tone.CRITICAL, "XID 79: GPU fell off the bus"),
+        ({"gpu_xid": 13}, Tone.WARNING, "XID 13: Graphics engine exception"),
+        ({"gpu_xid": 9999}, Tone.WARNING, "XID 9999"),
         ({"gpu_ecc_uncorrectable_total": 2}, Tone.CRITICAL, "ECC uncorrectable 2"),
     ],
 )
