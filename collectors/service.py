@@ -103,6 +103,13 @@ class _Increases:
             value for labels, value in self._by_name.get(name, ()) if wanted <= labels.items()
         )
 
+    def by_model(self, name: str) -> dict[str, float]:
+        models: dict[str, float] = {}
+        for labels, value in self._by_name.get(name, ()):
+            model = labels.get("model", "")
+            models[model] = models.get(model, 0.0) + value
+        return models
+
     def answered(self, wanted: Callable[[int], bool]) -> float:
         """Requests that finished with a status."""
         return sum(
@@ -127,7 +134,8 @@ class _Increases:
 class ServiceCollector:
     """Scrapes one service and gives its canonical signals on ``service/<name>``.
 
-    Several models of one service are summed; the worst engine stands for all of them.
+    Several models of one service are summed; the worst engine stands for all of them, and the busiest
+    for ``engine_busy_ratio`` and ``llm_slot_usage_ratio``.
 
     Args:
         name: the service's name; the entity is ``service/<name>``.
@@ -228,7 +236,7 @@ class ServiceCollector:
         yield from self._version_change(exposition)
         step = self._increases(None)
         if step.seconds > 0:
-            yield from _rates(step, models=max(1, len(exposition.named("engine_up"))))
+            yield from _rates(step)
             yield from self._windowed()
 
     def _increases(self, window_seconds: float | None) -> _Increases:
@@ -322,10 +330,11 @@ def _gauges(exposition: Exposition) -> Values:
         values = [sample.value for sample in exposition.named(name)]
         if values and (any(values) or name not in _ZERO_IS_UNKNOWN):
             yield name, together(values)
-    slots = sum(sample.value for sample in exposition.named("llm_slots"))
-    used = [sample.value for sample in exposition.named("llm_batch_size")]
-    if slots > 0 and used:
-        yield "llm_slot_usage_ratio", min(1.0, sum(used) / slots)
+    slots = _by_model(exposition, "llm_slots")
+    used = _by_model(exposition, "llm_batch_size")
+    usage = [min(1.0, used[model] / slots[model]) for model in used if slots.get(model, 0) > 0]
+    if usage:
+        yield "llm_slot_usage_ratio", max(usage)
     states = [
         ENGINE_STATES[sample.labels["state"]]
         for sample in exposition.named("engine_state")
@@ -339,15 +348,20 @@ def _gauges(exposition: Exposition) -> Values:
             yield f"health_{layer}_ok", sample.value
 
 
-def _rates(step: _Increases, *, models: int) -> Values:
+def _by_model(exposition: Exposition, name: str) -> dict[str, float]:
+    return {sample.labels.get("model", ""): sample.value for sample in exposition.named(name)}
+
+
+def _rates(step: _Increases) -> Values:
     seconds = step.seconds
     yield "llm_requests_per_second", step.total("llm_requests_received_total") / seconds
     completion = step.total("llm_tokens_processed_total", type="completion")
     yield "llm_tokens_per_second", completion / seconds
     yield "engine_steps_per_second", step.total("engine_steps_total") / seconds
-    if step.has("engine_busy_seconds_total"):
-        busy = step.total("engine_busy_seconds_total") / seconds / models
-        yield "engine_busy_ratio", min(1.0, busy)
+    busy = step.by_model("engine_busy_seconds_total")
+    if busy:
+        # The busiest engine: an idle fallback beside it must not make it look half idle.
+        yield "engine_busy_ratio", min(1.0, max(busy.values()) / seconds)
     if step.has("engine_cpu_seconds_total"):
         yield "engine_cpu_percent", 100 * step.total("engine_cpu_seconds_total") / seconds
     for signal, (counter, selected) in _EVENTS.items():

@@ -204,6 +204,15 @@ def test_the_worst_engine_stands_for_the_service(service: Service) -> None:
     assert service.scrape()["engine_state"] == ENGINE_STATES["stalled"]
 
 
+def test_an_idle_model_does_not_dilute_a_busy_one(service: Service) -> None:
+    busy = service.busy
+    busy.labels("m").inc(0)
+    busy.labels("idle").inc(0)
+    service.scrape()
+    busy.labels("m").inc(0.9)
+    assert service.scrape()["engine_busy_ratio"] == pytest.approx(0.9)
+
+
 def test_an_unknown_health_layer_value_is_absent(service: Service) -> None:
     service.health.labels("device").set(0)
     seen = service.scrape()
