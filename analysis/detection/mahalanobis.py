@@ -95,13 +95,13 @@ class MahalanobisVote:
         self._blocks.grow(keys)
         entities, width = self._blocks.entities, self._blocks.width
         self._tail.grow(entities - before)
-        old = self._covariance
-        self._covariance = np.zeros((entities, width, width))
-        self._covariance[: old.shape[0], : old.shape[1], : old.shape[2]] = old
+        # A new slot has covariance 0 and precision 1 until the next inversion: no relation is known.
+        precision = np.tile(np.eye(width), (entities, 1, 1))
+        covariance = np.zeros((entities, width, width))
+        for new, old in ((precision, self._precision), (covariance, self._covariance)):
+            new[: old.shape[0], : old.shape[1], : old.shape[2]] = old
+        self._precision, self._covariance = precision, covariance
         self._rows = np.vstack((self._rows, np.zeros((entities - before, 3))))
-        self._precision = np.zeros((entities, width, width))
-        if entities:
-            self._invert(np.arange(entities))
 
     def score(self, time_seconds: float, values: FloatArray, learn: NDArray[np.bool_]) -> Scores:
         """Score one tick, then learn from the entities in which nothing is anomalous."""

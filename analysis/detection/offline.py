@@ -30,7 +30,7 @@ LEAST_TRAIN_ROWS = 20
 _MEMORY_SECONDS = 14 * DAY_SECONDS
 _MEMORY_ROWS = (2_000, 20_160)
 """Bounds of the memory in rows; the upper one is two weeks of minutes."""
-_ABSORB_SHARE = 1.0 / 7.0
+_ABSORB_SHARE = 0.25
 """Share of the memory after which rows that are nearly all anomalous are a new normal."""
 _ABSORB_RATIO = 0.63
 """1 - 1/e: the running share of anomalous rows after one absorb time of nothing else."""
@@ -38,7 +38,7 @@ _BLOCK_ROWS = 50
 _FIRST_SHARE = 0.3
 """Share of the training rows that the first covariance comes from; the rest calibrates."""
 _TAIL_RATE = 0.01
-_TAIL_DEVIATIONS = 5.0
+_TAIL_DEVIATIONS = 7.0
 """The threshold is the conformal quantile, or this many robust deviations of the log score above its
 median where the training rows have anomalies of their own and the quantile lies among them."""
 _FARTHEST = 30.0
@@ -200,8 +200,11 @@ def _standardise(views: FloatArray, train_rows: int) -> FloatArray:
         centre[column] = np.median(present)
         deviation = 1.4826 * float(np.median(np.abs(present - centre[column])))
         spread[column] = max(deviation, 0.5 * float(present.std()))
-    size = np.maximum(np.abs(centre), np.nanmedian(np.where(spread > 0, np.abs(centre), np.nan)))
-    floor = _LEAST_SPREAD * np.where(np.isfinite(size) & (size > 0), size, 1.0)
+    # A column that never moved in training has no spread of its own: a hundredth of its size, or of
+    # the usual size where it stood at 0, has to do.
+    moving = np.abs(centre[np.isfinite(spread) & (spread > 0)])
+    size = np.maximum(np.abs(centre), np.median(moving) if moving.size else 0.0)
+    floor = _LEAST_SPREAD * np.where(size > 0, size, 1.0)
     z = (views - centre) / np.maximum(spread, floor)
     return np.asarray(np.clip(np.nan_to_num(z), -_FARTHEST, _FARTHEST))
 

@@ -166,7 +166,9 @@ class LoadedService:
 
     def machine(self, sample: Callable[[str, str, float], Sample], busy: float) -> Iterator[Sample]:
         noise = self.random.normal
-        utilisation = float(np.clip(100 * busy * (0.3 + 0.7 * len(self.running) / self.slots), 0, 100))
+        utilisation = float(
+            np.clip(100 * busy * (0.3 + 0.7 * len(self.running) / self.slots), 0, 100)
+        )
         power = 60 + 3.2 * utilisation + noise(0, 6)
         self.temperature += (35 + 0.13 * power - self.temperature) / 25 + noise(0, 0.2)
         self.cpu += (12 + 0.5 * utilisation + noise(0, 6) - self.cpu) / 2
