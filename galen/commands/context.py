@@ -1,0 +1,107 @@
+"""What the commands share: options, settings, output."""
+
+from __future__ import annotations
+
+import re
+import signal
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic import BaseModel
+from rich.console import Console
+
+from galen.config import Settings, load_settings
+from galen.errors import ConfigError
+from galen.logs import configure_logs
+from galen.paths import StatePaths
+
+# Standard output carries data, standard error progress.
+progress = Console(stderr=True, highlight=False)
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", help="Configuration file.", show_default="galen.toml where it exists"),
+]
+StateDirOption = Annotated[
+    Path | None,
+    typer.Option("--state-dir", help="Directory for all state.", show_default="./var"),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+_SPAN = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
+_SPAN_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+@dataclass(frozen=True, slots=True)
+class Invocation:
+    """One call of the command line: its settings and where its state lies."""
+
+    config: Path | None
+    settings: Settings
+    paths: StatePaths
+
+
+def invocation(config: Path | None, state_dir: Path | None) -> Invocation:
+    """Load the settings, set up logs and return both.
+
+    Raises:
+        ConfigError: when the configuration is wrong.
+    """
+    settings = load_settings(config)
+    configure_logs(settings.log)
+    return Invocation(config, settings, StatePaths((state_dir or settings.state_dir).absolute()))
+
+
+def print_json(document: BaseModel | str) -> None:
+    """Print one JSON document on standard output."""
+    text = document if isinstance(document, str) else document.model_dump_json(indent=2)
+    sys.stdout.write(text + "\n")
+
+
+def print_line(text: str = "") -> None:
+    """Print one line of data on standard output."""
+    sys.stdout.write(text + "\n")
+
+
+def parse_moment(text: str, *, name: str, now: float | None = None) -> float:
+    """Read a moment: a span back from now (``90s``, ``24h``, ``7d``), ISO 8601, or epoch seconds.
+
+    Raises:
+        ConfigError: when it is none of these.
+    """
+    if span := _SPAN.fullmatch(text):
+        current = time.time() if now is None else now
+        return current - float(span[1]) * _SPAN_SECONDS[span[2]]
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise ConfigError(
+            f"{name}: {text!r} is not a time",
+            fix="Give a span back from now (24h), ISO 8601 (2026-03-01T12:00:00Z) or epoch seconds.",
+        ) from error
+    # A time without a zone is UTC: a report must not depend on where it is made.
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def stop_on_signals() -> threading.Event:
+    """Return an event that the first Ctrl-C or SIGTERM sets; a second ends the process at once."""
+    stop = threading.Event()
+
+    def ask(_number: int, _frame: object) -> None:
+        if stop.is_set():
+            raise SystemExit(130)
+        stop.set()
+
+    signal.signal(signal.SIGINT, ask)
+    signal.signal(signal.SIGTERM, ask)
+    return stop

@@ -1,0 +1,197 @@
+"""Builds each part from the settings. The only place that knows how everything fits together."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+
+import httpx
+import structlog
+
+from analysis.analyst import Analyst
+from analysis.history import History
+from analysis.journal import EventKind, Journal
+from collectors.contract import Collector, SeriesKey
+from collectors.entities import entity
+from collectors.exporter import make_exporter_server
+from collectors.gpu.control import SimulatedGpuControl
+from collectors.gpu.simulated import SimulatedGpuCollector
+from collectors.poller import Poller
+from collectors.registry import build_collectors
+from collectors.store.sqlite import SqliteSeriesReader, SqliteSeriesStore
+from galen.config import Settings
+from galen.paths import StatePaths
+from galen.watch import WatchLoop, WatchParts, only_watch
+from healing.executors.gpu import GpuControl, SimulatedControl
+from healing.executors.registry import build_executors
+from healing.healer import Healer
+from healing.ledger import Ledger
+from healing.settings import HealingSettings, ServiceTarget
+from inference.repository import install_bundled_repository
+from inference.server import run as run_inference
+from inference.settings import InferenceSettings
+from reporting.alerts.channels import notifiers
+from reporting.alerts.dispatcher import AlertDispatcher
+from reporting.reports.archive import ReportArchive
+from reporting.schedule import ReportSchedule
+
+log = structlog.get_logger(__name__)
+
+_DISPATCH_SECONDS = 1.0
+_LOAD_AGE_SECONDS = 10.0
+
+
+def run_service(
+    settings: Settings, paths: StatePaths, *, host: str | None = None, port: int | None = None
+) -> None:
+    """Run the bundled inference service until told to stop, with its state under the state directory."""
+    configured = settings.inference
+    run_inference(
+        service_settings(configured, paths),
+        host or configured.host,
+        port or configured.port,
+    )
+
+
+def service_settings(configured: InferenceSettings, paths: StatePaths) -> InferenceSettings:
+    """Return the service's settings with its files placed; a bundled model gets a copy to write to."""
+    repository = configured.repository
+    if repository is None:
+        repository = install_bundled_repository(paths.service / "models")
+    return configured.model_copy(update={"state_dir": paths.service, "repository": repository})
+
+
+def run_watch(settings: Settings, paths: StatePaths, stop: threading.Event) -> None:
+    """Collect, analyse, heal and tell until told to stop.
+
+    Raises:
+        GalenError: when another watch loop writes to the same state directory.
+    """
+    with only_watch(paths.state_dir), ExitStack() as stack:
+        journal = Journal(paths.journal)
+        stack.callback(journal.close)
+        ledger = Ledger(journal)
+        stack.enter_context(_telling(settings, paths, journal, ledger))
+        parts = _watch_parts(settings, paths, journal, ledger, stack)
+        _note(journal, EventKind.STARTED, "Galen watches")
+        stack.callback(_note, journal, EventKind.STOPPED, "Galen stopped watching")
+        loop = WatchLoop(
+            parts,
+            interval_seconds=settings.watch.interval_seconds,
+            retention_seconds=settings.collectors.retention_hours * 3600.0,
+        )
+        loop.run(stop)
+
+
+def run_exporter(paths: StatePaths, *, host: str, port: int, stop: threading.Event) -> None:
+    """Offer the newest samples to Prometheus until told to stop."""
+    reader = SqliteSeriesReader(paths.series)
+    try:
+        with make_exporter_server(reader, host=host, port=port) as server:
+            thread = threading.Thread(target=server.serve_forever, name="exporter", daemon=True)
+            thread.start()
+            stop.wait()
+            server.shutdown()
+            thread.join(5.0)
+    finally:
+        reader.close()
+
+
+def _watch_parts(
+    settings: Settings, paths: StatePaths, journal: Journal, ledger: Ledger, stack: ExitStack
+) -> WatchParts:
+    watch = settings.watch
+    capacity = max(2, int(watch.history_minutes * 60 / watch.interval_seconds))
+    history = History(capacity_ticks=capacity)
+    store = SqliteSeriesStore(paths.series)
+    stack.callback(store.close)
+    collectors = build_collectors(
+        settings.collectors,
+        state_dir=paths.state_dir,
+        gpu_load=_service_load(settings, history),
+    )
+    poller = Poller(collectors, budget_seconds=0.8 * watch.interval_seconds)
+    stack.callback(poller.close)
+    analyst = Analyst(settings.analysis, journal, history, state_path=paths.detection)
+    stack.callback(analyst.close)
+    healer = Healer(
+        settings.healing,
+        ledger,
+        journal,
+        build_executors(_healing_settings(settings, paths), _gpu_controls(collectors, paths)),
+        state_dir=paths.state_dir,
+    )
+    stack.callback(healer.close)
+    return WatchParts(poller, store, history, analyst, healer, journal)
+
+
+def _service_load(settings: Settings, history: History) -> Callable[[], float | None]:
+    """Return what the simulated GPU's load follows: how busy the first service's engine is."""
+    if not settings.collectors.services:
+        return lambda: None
+    key = SeriesKey(entity("service", settings.collectors.services[0].name), "engine_busy_ratio")
+    return lambda: history.latest(key, max_age_seconds=_LOAD_AGE_SECONDS)
+
+
+def _healing_settings(settings: Settings, paths: StatePaths) -> HealingSettings:
+    """Add the service that runs beside this loop, with its own token, where none is configured."""
+    if settings.healing.services:
+        return settings.healing
+    own = f"http://{settings.inference.host}:{settings.inference.port}"
+    targets = tuple(
+        ServiceTarget(name=service.name, url=own, token_file=paths.admin_token)
+        for service in settings.collectors.services
+        if service.url.rstrip("/") == own
+    )
+    return settings.healing.model_copy(update={"services": targets})
+
+
+def _gpu_controls(collectors: Sequence[Collector], paths: StatePaths) -> Mapping[str, GpuControl]:
+    return {
+        collector.entity: SimulatedControl(SimulatedGpuControl(paths.simulated_gpu))
+        for collector in collectors
+        if isinstance(collector, SimulatedGpuCollector)
+    }
+
+
+def _telling(settings: Settings, paths: StatePaths, journal: Journal, ledger: Ledger) -> ExitStack:
+    """Start alerts and scheduled reports; they end with the returned stack."""
+    stack = ExitStack()
+    client = stack.enter_context(httpx.Client(timeout=settings.reporting.send_deadline_seconds))
+    dispatcher = AlertDispatcher(settings.reporting, journal, notifiers(settings.reporting, client))
+    stack.callback(dispatcher.close)
+    stop = threading.Event()
+    thread = threading.Thread(target=_dispatch, args=(dispatcher, stop), name="alerts", daemon=True)
+    thread.start()
+    # The last steps of an incident are queued in the outbox already: what is not sent now is sent
+    # after the next start.
+    stack.callback(thread.join, 5.0)
+    stack.callback(stop.set)
+    if settings.reporting.report_schedule is not None:
+        reader = SqliteSeriesReader(paths.series)
+        stack.callback(reader.close)
+        reporting = settings.reporting
+        archive = ReportArchive(
+            paths.state_dir / reporting.report_directory,
+            formats=reporting.report_formats,
+            keep_seconds=reporting.report_keep_days * 86_400.0,
+        )
+        schedule = ReportSchedule(settings.reporting, journal, ledger, reader, archive)
+        schedule.start()
+        stack.callback(schedule.stop)
+    return stack
+
+
+def _dispatch(dispatcher: AlertDispatcher, stop: threading.Event) -> None:
+    while not stop.wait(_DISPATCH_SECONDS):
+        try:
+            dispatcher.run_once(time.time())
+        # Alerts must go on after a fault of one round, whatever it was; it is said in the log.
+        except Exception:
+            log.exception("alerts_failed")
+
+
+def _note(journal: Journal, kind: EventKind, summary: str) -> None:
+    journal.append(kind, time_seconds=time.time(), summary=summary)

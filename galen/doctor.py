@@ -1,0 +1,263 @@
+"""`galen doctor`: what was checked, why it matters, and the exact fix."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import re
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from email.utils import parsedate_to_datetime
+from enum import StrEnum
+from pathlib import Path
+
+import httpx
+import pynvml
+from packaging.requirements import Requirement
+from pydantic import BaseModel, ConfigDict
+
+from galen.config import Settings
+
+_OLDEST_PYTHON = (3, 11)
+_DISK_WARN_BYTES = 2 * 2**30
+_DISK_FAIL_BYTES = 200 * 2**20
+_SKEW_WARN_SECONDS = 2.0
+_DEADLINE_SECONDS = 3.0
+# https://docs.slack.dev/messaging/sending-messages-using-incoming-webhooks
+_SLACK_WEBHOOK = re.compile(r"https://hooks\.slack(-gov)?\.com/services/T\w+/B\w+/\w+")
+
+
+class Level(StrEnum):
+    """How a check came out."""
+
+    OK = "ok"
+    NOTE = "note"
+    """Not a fault; Galen works, with less."""
+    FAIL = "fail"
+
+
+class Check(BaseModel):
+    """One thing that was looked at."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    level: Level
+    found: str
+    why: str
+    fix: str = ""
+
+
+def run_checks(settings: Settings, state_dir: Path) -> list[Check]:
+    """Look at everything. No check changes anything, and none takes longer than a few seconds."""
+    checks: list[Callable[[], Iterator[Check]]] = [
+        _python,
+        _dependencies,
+        _gpu,
+        _tensorrt,
+        lambda: _prometheus(settings),
+        lambda: _slack(settings),
+        lambda: _disk(state_dir),
+        lambda: _permissions(state_dir),
+        lambda: _ports(settings),
+    ]
+    return [result for check in checks for result in check()]
+
+
+def _python() -> Iterator[Check]:
+    found = ".".join(map(str, sys.version_info[:3]))
+    good = sys.version_info[:2] >= _OLDEST_PYTHON
+    yield Check(
+        name="python",
+        level=Level.OK if good else Level.FAIL,
+        found=f"Python {found} at {sys.executable}",
+        why="Galen uses what Python 3.11 brought.",
+        fix="" if good else "Install Python 3.11 or newer and run `make setup PYTHON=python3.11`.",
+    )
+
+
+def _dependencies() -> Iterator[Check]:
+    faults = list(_dependency_faults(importlib.metadata.requires("galen") or []))
+    yield Check(
+        name="dependencies",
+        level=Level.FAIL if faults else Level.OK,
+        found="; ".join(faults) or "all installed in versions that fit",
+        why="A missing or old library fails only when the part that needs it runs.",
+        fix="Run `make setup`, which installs what requirements.lock pins." if faults else "",
+    )
+
+
+def _dependency_faults(requirements: Sequence[str]) -> Iterator[str]:
+    for text in requirements:
+        requirement = Requirement(text)
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            version = importlib.metadata.version(requirement.name)
+        except importlib.metadata.PackageNotFoundError:
+            yield f"{requirement.name} is missing"
+            continue
+        if version not in requirement.specifier:
+            yield f"{requirement.name} {version} does not fit {requirement.specifier}"
+
+
+def _gpu() -> Iterator[Check]:
+    why = "NVML is where GPU numbers come from."
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        device = Path("/dev/nvidiactl").exists()
+        yield Check(
+            name="gpu",
+            level=Level.FAIL if device else Level.NOTE,
+            found=f"NVML does not start: {error}",
+            why=why,
+            fix=(
+                "The device is there but the driver's library does not answer: reinstall the driver, "
+                "or pass the GPU into the container (--gpus all)."
+                if device
+                else "None needed without a GPU: a simulated one is used, and labelled so. With one, "
+                "install NVIDIA's driver."
+            ),
+        )
+        return
+    try:
+        count = pynvml.nvmlDeviceGetCount()
+        driver = pynvml.nvmlSystemGetDriverVersion()
+        cuda = pynvml.nvmlSystemGetCudaDriverVersion()
+    finally:
+        pynvml.nvmlShutdown()
+    yield Check(
+        name="gpu",
+        level=Level.OK if count else Level.FAIL,
+        found=f"{count} GPUs, driver {driver}, CUDA {cuda // 1000}.{cuda % 1000 // 10}",
+        why=why,
+        fix="" if count else "The driver sees no GPU: look at `dmesg | grep -i xid`.",
+    )
+
+
+def _tensorrt() -> Iterator[Check]:
+    present = [name for name in ("tensorrt", "tensorrt_rtx") if importlib.util.find_spec(name)]
+    can_run = Path("/dev/nvidiactl").exists()
+    if not present:
+        found, level = "not installed: models run on ONNX Runtime", Level.NOTE
+        fix = "On a GPU host: pip install 'galen[tensorrt]'; to build plans without one: 'galen[rtx]'."
+    elif not can_run:
+        found, level = f"{', '.join(present)}: can build plans, cannot run them here", Level.NOTE
+        fix = "Run plans on a machine with an NVIDIA GPU of the architecture that they were built for."
+    else:
+        found, level, fix = f"{', '.join(present)}: can build and run", Level.OK, ""
+    yield Check(
+        name="tensorrt", level=level, found=found, fix=fix,
+        why="TensorRT is the fastest engine on NVIDIA GPUs.",
+    )  # fmt: skip
+
+
+def _prometheus(settings: Settings) -> Iterator[Check]:
+    for target in settings.collectors.prometheus:
+        url = str(target.url).rstrip("/")
+        why = "Samples whose time is off look stale, or come from the future."
+        name = f"prometheus {target.name}"
+        try:
+            before = time.time()
+            answer = httpx.get(f"{url}/-/ready", timeout=_DEADLINE_SECONDS)
+            answer.raise_for_status()
+            skew = _skew_seconds(answer, (before + time.time()) / 2)
+        except httpx.HTTPError as error:
+            fix = f"Check collectors.prometheus, the network and `curl {url}/-/ready`."
+            yield Check(name=name, level=Level.FAIL, found=str(error), why=why, fix=fix)
+            continue
+        off = skew is not None and abs(skew) > _SKEW_WARN_SECONDS
+        yield Check(
+            name=name,
+            level=Level.FAIL if off else Level.OK,
+            found="ready" + ("" if skew is None else f", clock {skew:+.1f} s from ours"),
+            why=why,
+            fix="Synchronise both clocks (chrony or systemd-timesyncd)." if off else "",
+        )
+
+
+def _skew_seconds(answer: httpx.Response, now: float) -> float | None:
+    date = answer.headers.get("date")
+    # The header has whole seconds: half a one is the best guess of what it leaves out.
+    return None if date is None else parsedate_to_datetime(date).timestamp() + 0.5 - now
+
+
+def _slack(settings: Settings) -> Iterator[Check]:
+    why = "Without a webhook nobody is told."
+    webhook = settings.reporting.slack_webhook_url
+    if webhook is None:
+        yield Check(
+            name="slack",
+            level=Level.NOTE,
+            found="no webhook configured",
+            why=why,
+            fix="Set GALEN_REPORTING__SLACK_WEBHOOK_URL to an incoming webhook of your workspace.",
+        )
+        return
+    good = _SLACK_WEBHOOK.fullmatch(webhook.get_secret_value()) is not None
+    yield Check(
+        name="slack",
+        level=Level.OK if good else Level.FAIL,
+        found="has the shape of a webhook" if good else "does not look like a Slack webhook",
+        why=why,
+        fix="" if good else "It must be https://hooks.slack.com/services/T.../B.../...",
+    )
+
+
+def _disk(state_dir: Path) -> Iterator[Check]:
+    place = _nearest_existing(state_dir)
+    free = shutil.disk_usage(place).free
+    level = Level.OK
+    if free < _DISK_WARN_BYTES:
+        level = Level.FAIL if free < _DISK_FAIL_BYTES else Level.NOTE
+    yield Check(
+        name="disk",
+        level=level,
+        found=f"{free / 2**30:.1f} GiB free at {place}",
+        why="The series store and the journal stop when the disk is full.",
+        fix=""
+        if level is Level.OK
+        else "Free some space, or set state_dir to a larger file system.",
+    )
+
+
+def _permissions(state_dir: Path) -> Iterator[Check]:
+    place = _nearest_existing(state_dir)
+    good = os.access(place, os.W_OK | os.X_OK)
+    yield Check(
+        name="permissions",
+        level=Level.OK if good else Level.FAIL,
+        found=f"{place} can{'' if good else 'not'} be written",
+        why="Everything that Galen keeps lies there.",
+        fix="" if good else f"chown it to this user, or set state_dir (now {state_dir}).",
+    )
+
+
+def _nearest_existing(path: Path) -> Path:
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def _ports(settings: Settings) -> Iterator[Check]:
+    wanted = [
+        ("service", settings.inference.host, settings.inference.port, "inference.port"),
+        ("dashboard", settings.dashboard.address, settings.dashboard.port, "dashboard.port"),
+    ]
+    for name, host, port, key in wanted:
+        with socket.socket() as probe:
+            probe.settimeout(_DEADLINE_SECONDS)
+            taken = probe.connect_ex((host, port)) == 0
+        yield Check(
+            name=f"port {name}",
+            level=Level.NOTE if taken else Level.OK,
+            found=f"{host}:{port} is {'in use' if taken else 'free'}",
+            why="Two programs cannot listen on one port.",
+            fix=f"Fine if that is Galen itself; else set {key} to another port." if taken else "",
+        )

@@ -1,0 +1,155 @@
+"""The watch loop: sense, think, act and tell, once a tick, in one direction."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import structlog
+from analysis.analyst import Analyst
+from collectors.poller import Poller
+from healing.healer import Healer
+
+from analysis.history import History
+from analysis.journal import EventKind, Journal
+from collectors.contract import Sample
+from collectors.store.contract import SeriesStore
+from galen.errors import GalenError
+
+log = structlog.get_logger(__name__)
+
+_PRUNE_EVERY_SECONDS = 600.0
+_SAVE_EVERY_SECONDS = 60.0
+_REPEAT_FAILURE_SECONDS = 300.0
+WATCH_ENTITY = "collector/watch"
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class WatchParts:
+    """What the loop joins."""
+
+    poller: Poller
+    store: SeriesStore
+    history: History
+    analyst: Analyst
+    healer: Healer
+    journal: Journal
+
+
+class WatchLoop:
+    """Runs the parts. One part that fails is logged and journaled, and the loop goes on."""
+
+    def __init__(
+        self,
+        parts: WatchParts,
+        *,
+        interval_seconds: float,
+        retention_seconds: float,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._parts = parts
+        self._interval_seconds = interval_seconds
+        self._retention_seconds = retention_seconds
+        self._clock = clock
+        self._last_tick_seconds = 0.0
+        self._next_prune_seconds = 0.0
+        self._next_save_seconds = 0.0
+        self._failures: dict[str, float] = {}
+
+    def run(self, stop: threading.Event) -> None:
+        """Tick until told to stop. A tick that takes too long delays the next; none is made up for."""
+        while not stop.is_set():
+            started = time.monotonic()
+            self.tick(self._clock())
+            took = time.monotonic() - started
+            if took > self._interval_seconds:
+                log.warning("tick_took_too_long", seconds=round(took, 3))
+            stop.wait(max(0.0, self._interval_seconds - took))
+        self._guarded("save", self._parts.analyst.save)
+
+    def tick(self, now: float) -> None:
+        """Do everything once."""
+        parts = self._parts
+        started = time.monotonic()
+        polled = self._guarded("poll", lambda: parts.poller.tick(now))
+        if polled is None:
+            return
+        samples = [*polled.samples, *self._own_samples(now)]
+        self._guarded("store", lambda: parts.store.write(samples))
+        thought = self._guarded("analyse", lambda: parts.analyst.tick(now, samples))
+        if thought is not None:
+            self._guarded("heal", lambda: parts.healer.tick(now, thought.incidents, parts.history))
+        self._keep_house(now)
+        self._last_tick_seconds = time.monotonic() - started
+
+    def _own_samples(self, now: float) -> Iterator[Sample]:
+        if self._last_tick_seconds:
+            yield Sample(now, WATCH_ENTITY, "scrape_duration_seconds", self._last_tick_seconds)
+
+    def _keep_house(self, now: float) -> None:
+        if now >= self._next_prune_seconds:
+            self._next_prune_seconds = now + _PRUNE_EVERY_SECONDS
+            before = now - self._retention_seconds
+            self._guarded("prune", lambda: self._parts.store.prune(before_seconds=before))
+        if now >= self._next_save_seconds:
+            self._next_save_seconds = now + _SAVE_EVERY_SECONDS
+            self._guarded("save", self._parts.analyst.save)
+
+    def _guarded(self, part: str, call: Callable[[], _T]) -> _T | None:
+        try:
+            return call()
+        # One part that fails must not end the loop, whatever the reason: it is said aloud instead.
+        except Exception as error:
+            log.exception("part_failed", part=part)
+            self._tell_failure(part, error)
+            return None
+
+    def _tell_failure(self, part: str, error: Exception) -> None:
+        now = self._clock()
+        if now < self._failures.get(part, 0.0):
+            return
+        self._failures[part] = now + _REPEAT_FAILURE_SECONDS
+        try:
+            self._parts.journal.append(
+                EventKind.PART_FAILED,
+                time_seconds=now,
+                summary=f"The part '{part}' of the watch loop failed: {type(error).__name__}: {error}",
+                data={"part": part},
+            )
+        # The journal itself may be what is broken; the log line above has said it already.
+        except Exception:
+            log.exception("journal_failed", part=part)
+
+
+@contextmanager
+def only_watch(state_dir: Path) -> Iterator[None]:
+    """Hold the lock that lets one watch loop write to a state directory.
+
+    Raises:
+        GalenError: when another one holds it, with its process number.
+    """
+    state_dir.mkdir(parents=True, exist_ok=True)
+    path = state_dir / "watch.lock"
+    with path.open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            raise GalenError(
+                f"another watch loop (process {file.read().strip() or 'unknown'}) "
+                f"already writes to {state_dir}",
+                fix="Stop it, or give this one another --state-dir.",
+            ) from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield

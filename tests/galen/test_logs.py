@@ -1,0 +1,23 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import structlog
+from pydantic import SecretStr
+
+from galen.logs import LogFormat, LogSettings, configure_logs
+
+
+def test_secrets_do_not_reach_the_log_and_token_counts_do(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    structlog.reset_defaults()
+    configure_logs(LogSettings(level="info", format=LogFormat.JSON))
+    structlog.get_logger("test").info(
+        "sent", url=SecretStr("https://hooks"), admin_token="abc", max_tokens=7, completion_tokens=3
+    )
+    line = json.loads(capsys.readouterr().err.splitlines()[-1])
+    assert line["url"] == line["admin_token"] == "***"
+    assert (line["max_tokens"], line["completion_tokens"]) == (7, 3)
+    structlog.reset_defaults()
