@@ -71,6 +71,9 @@ class InferenceSettings(BaseModel):
     max_body_bytes: int = Field(
         default=256 * 1024, ge=1024, le=64 * MIB, description="Largest request body, else 413."
     )
+    body_timeout_seconds: float = Field(
+        default=10.0, gt=0, le=600, description="A body that takes longer to arrive is a 408."
+    )
     max_prompt_characters: int = Field(
         default=8192, ge=1, le=1_000_000, description="Longest prompt text, else 400."
     )
@@ -87,6 +90,9 @@ class InferenceSettings(BaseModel):
     # --- health
     canary_interval_seconds: float = Field(
         default=2.0, gt=0, le=3600, description="Time between two golden prompts of a model."
+    )
+    canary_requests_per_second: float = Field(
+        default=5.0, gt=0, le=1000, description="Limit of probes by others (X-Galen-Canary)."
     )
     canary_deadline_seconds: float = Field(
         default=3.0, gt=0, le=600, description="Deadline of a golden prompt."
