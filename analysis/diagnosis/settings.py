@@ -85,3 +85,48 @@ class MemorySettings(BaseModel):
     state_seconds: float = Field(
         6.0, ge=0, le=3600, description="How long a deviation counts after it has ended."
     )
+
+
+class OfflineSettings(BaseModel):
+    """How a file of metrics is explained, without a live detection."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    min_normal_rows: int = Field(
+        10, ge=3, le=100000, description="Rows before the onset that a baseline needs."
+    )
+    local_factor: int = Field(
+        3,
+        ge=1,
+        le=100,
+        description="Normal rows, in lengths of the abnormal window, that are compared with it.",
+    )
+    peak_share: float = Field(
+        0.4,
+        gt=0,
+        le=1,
+        description="Share of the abnormal rows that must deviate; a fault may be shorter than the "
+        "window that it was cut into.",
+    )
+    fault_joint_p: float = Field(
+        1e-3,
+        gt=0,
+        lt=0.5,
+        description="Joint tail probability of the symptom and of its best explanation in their own "
+        "pasts, above which there is no fault. 0.001 is a false-alarm rate of 0.8% where the two are "
+        "independent: P(p1 p2 <= c) = c (1 - ln c).",
+    )
+    tail_index: float = Field(
+        3.0,
+        gt=0,
+        le=10,
+        description="Index of the power law that continues an empirical tail beyond the largest "
+        "value seen; 3 is heavy, as latencies are.",
+    )
+    max_hypotheses: int = Field(10, ge=5, le=100, description="How many hypotheses are kept.")
+    min_catalogue_signals: int = Field(
+        3,
+        ge=1,
+        le=100,
+        description="Canonical signals that a file needs to be explained with the cause catalogue.",
+    )
