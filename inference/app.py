@@ -59,6 +59,7 @@ def create_app(settings: InferenceSettings) -> InferenceApp:
     """Build the application; workers start with its lifespan.
 
     Raises:
+        NotFoundError: the repository lacks a model that should be served.
         OSError: the state directory cannot be written.
     """
     return InferenceApp(InferenceService(settings))

@@ -182,6 +182,7 @@ def _generate(ticket: Ticket) -> Generate:
         stop=list(request.stop),
         stream=request.stream,
         deadline=request.deadline,
+        canary=request.canary,
     )
 
 

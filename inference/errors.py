@@ -69,6 +69,13 @@ class MethodNotAllowedError(ServiceError):
     code = "method_not_allowed"
 
 
+class RequestTimeoutError(ServiceError):
+    """The body did not arrive in time."""
+
+    status = 408
+    code = "request_timeout"
+
+
 class ConflictError(ServiceError):
     """The service is not in a state in which this can be done."""
 

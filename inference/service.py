@@ -19,7 +19,7 @@ from pydantic import SecretStr
 
 from inference.admission import TokenBucket
 from inference.degradation import Degradation, Level, fallback_of
-from inference.engine_host import EngineHost
+from inference.engine_host import EngineHost, EngineState
 from inference.errors import (
     ConflictError,
     NotFoundError,
@@ -30,7 +30,7 @@ from inference.health import Canary, HealthReport, judge
 from inference.metrics import EngineCollector, RequestMetrics
 from inference.model import GoldenPrompt
 from inference.repository import ModelRepository, bundled_repository
-from inference.requests import GenerationRequest, Ticket
+from inference.requests import GenerationRequest, Ticket, TicketState
 from inference.settings import InferenceSettings
 from inference.worker.supervisor import SupervisorThread
 from inference.worker.wire import Finished
@@ -43,7 +43,12 @@ _DRAIN_POLL_SECONDS = 0.02
 
 
 class InferenceService:
-    """Everything between the protocols and the workers."""
+    """Everything between the protocols and the workers.
+
+    Raises:
+        NotFoundError: the repository lacks a model that should be served.
+        OSError: the state directory cannot be written.
+    """
 
     def __init__(
         self,
@@ -58,6 +63,8 @@ class InferenceService:
         self.repository = ModelRepository(
             settings.repository or bundled_repository(), settings.state_dir
         )
+        for model in settings.models:
+            self.repository.active(model)  # a missing model is an error of configuration: fail now
         self.admin_token = _admin_token(settings)
         self.metrics = RequestMetrics()
         self.hosts = {model: self._make_host(model) for model in settings.models}
@@ -69,6 +76,7 @@ class InferenceService:
         )
         self.degradation = Degradation(since_seconds=wall_clock())
         self.rate = TokenBucket(settings.requests_per_second, clock)
+        self._canary_rate = TokenBucket(settings.canary_requests_per_second, clock)
         self.draining = False
         self.leaving = False
         """Set at the first signal: not ready any more, while accepted requests are answered."""
@@ -91,14 +99,9 @@ class InferenceService:
     # --- life
 
     async def start(self) -> None:
-        """Start workers and canaries; returns before the models are loaded.
-
-        Raises:
-            NotFoundError: the repository lacks a model that should be served.
-        """
+        """Start workers and canaries; returns before the models are loaded."""
         loop = asyncio.get_running_loop()
-        for model, host in self.hosts.items():
-            self.repository.active(model)  # a missing model is an error of configuration: fail now
+        for host in self.hosts.values():
             host.bind(loop)
         self._supervisor.start()
         self.tasks = [loop.create_task(canary.run()) for canary in self.canaries.values()]
@@ -175,10 +178,26 @@ class InferenceService:
             raise
 
     def cancel(self, ticket: Ticket, model: str) -> None:
-        """Give up a request whose client has left."""
+        """Give up a request whose client has left; one that is done stays done."""
+        if ticket.state is TicketState.DONE:
+            return
         self.hosts[model].dispatcher.cancel(ticket)
         if not ticket.request.canary:
             self.metrics.cancelled(ticket.request.model)
+
+    def check_canary_rate(self) -> None:
+        """Limit the probes of others, which go ahead of users.
+
+        Raises:
+            OverloadedError: there are too many.
+        """
+        wait = self._canary_rate.take()
+        if wait > 0.0:
+            raise OverloadedError(
+                f"more than {self._canary_rate.rate:g} canary requests per second",
+                code="rate_limit",
+                retry_after_seconds=max(1.0, wait),
+            )
 
     def _check_admission(self, request: GenerationRequest) -> None:
         """Apply what holds for all models."""
@@ -318,7 +337,7 @@ class InferenceService:
         host = self.host(model)
         current = self.repository.active(model)
         previous = self.repository.previous_good(model)
-        if host.up:
+        if host.up and host.state() is not EngineState.STALLED:
             await self.reload(model, previous)
         else:
             self.repository.activate(model, previous)

@@ -70,6 +70,8 @@ def submit(
         canary=exchange.canary,
         low_priority=exchange.header("x-galen-priority").lower() == "low",
     )
+    if exchange.canary:
+        service.check_canary_rate()
     ticket, answered_by = service.submit(request)
     exchange.answered_by = answered_by
     exchange.level = service.level_of(request, answered_by)

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ValidationError
 from inference.errors import (
     ClientGoneError,
     InvalidRequestError,
+    RequestTimeoutError,
     RequestTooLargeError,
     ServiceError,
 )
@@ -183,6 +184,14 @@ class Exchange:
         declared = self.header("content-length")
         if declared.isdecimal() and int(declared) > limit:
             raise RequestTooLargeError(f"the body has {declared} bytes; the limit is {limit}")
+        seconds = self.service.settings.body_timeout_seconds
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._read_chunks(limit)
+        except TimeoutError:
+            raise RequestTimeoutError(f"the body did not arrive within {seconds:g} s") from None
+
+    async def _read_chunks(self, limit: int) -> bytes:
         chunks: list[bytes] = []
         size = 0
         while True:

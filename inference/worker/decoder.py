@@ -123,9 +123,7 @@ class Decoder:
             limit = self._metadata.max_context_tokens
             message = f"the prompt takes {len(ids)} tokens; the context holds {limit}"
             return [_failed(request, "prompt_too_long", message)]
-        known, past = self.cache.lookup(ids)
-        self._heartbeat.record.cache_query_tokens += len(ids)
-        self._heartbeat.record.cache_hit_tokens += known
+        known, past = self._known_prefix(request, ids)
         rng = np.random.default_rng(request.seed)
         sequence = _Sequence(request, len(ids), known, min(request.max_tokens, room), rng)
         try:
@@ -134,7 +132,8 @@ class Decoder:
             events: list[Event] = [_failed(request, "step_failed", str(error))]
         else:
             if self._finite(outputs.logits[:, -1])[0]:
-                self.cache.insert(ids, outputs.present)
+                if not request.canary:
+                    self.cache.insert(ids, outputs.present)
                 events = self._advance(sequence, outputs.logits[0, -1])
             else:
                 events = [_failed(request, "invalid_output", "the model's output is not finite")]
@@ -180,6 +179,15 @@ class Decoder:
         if len(staying) < self.active:
             self._keep(staying)
         return events
+
+    def _known_prefix(self, request: Generate, ids: Sequence[int]) -> tuple[int, list[FloatArray]]:
+        """Look up a prompt in the prefix cache, and count that."""
+        if request.canary:
+            return 0, self._metadata.shape.empty()
+        known, past = self.cache.lookup(ids)
+        self._heartbeat.record.cache_query_tokens += len(ids)
+        self._heartbeat.record.cache_hit_tokens += known
+        return known, past
 
     def _decode_inputs(self) -> StepInputs:
         """Build the inputs of a step from the newest token of each sequence."""

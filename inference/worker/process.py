@@ -273,16 +273,17 @@ def _prove(decoder: Decoder, metadata: ModelMetadata) -> str:
     """Answer every golden prompt; return what was wrong, or nothing."""
     for number, golden in enumerate(metadata.golden):
         request = Generate(
-            number,
-            golden.task,
-            golden.text,
-            _GOLDEN_MAX_TOKENS,
-            0.0,
-            1.0,
-            0,
-            [],
-            False,
-            float("inf"),
+            number=number,
+            task=golden.task,
+            text=golden.text,
+            max_tokens=_GOLDEN_MAX_TOKENS,
+            temperature=0.0,
+            top_p=1.0,
+            seed=0,
+            stop=[],
+            stream=False,
+            deadline=float("inf"),
+            canary=True,
         )
         events = decoder.start(request)
         while decoder.active:

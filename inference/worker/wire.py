@@ -55,6 +55,8 @@ class Generate:
     stop: list[str]
     stream: bool
     deadline: float
+    canary: bool
+    """Computed anew and not counted: a cached answer would prove nothing."""
 
 
 @dataclass(frozen=True, slots=True)

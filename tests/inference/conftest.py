@@ -198,6 +198,7 @@ def request(number: int, text: str, **changes: Any) -> Generate:
         "stop": [],
         "stream": False,
         "deadline": float("inf"),
+        "canary": False,
     }
     return Generate(number=number, text=text, **{**values, **changes})
 

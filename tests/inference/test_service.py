@@ -363,6 +363,18 @@ def test_sigterm_finishes_accepted_requests(tools, own_repository, tmp_path):
         assert process.wait(30) in {0, -signal.SIGTERM}
 
 
+def test_an_endless_request_head_is_cut_off(tools, own_repository, tmp_path):
+    process, port = _serve(own_repository, tmp_path)
+    with process, httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+        tools.eventually(lambda: _ready(client), "ready")
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as attacker:
+            attacker.sendall(b"GET /health HTTP/1.1\r\nX-Long: ")
+            with pytest.raises((ConnectionResetError, BrokenPipeError)):
+                _send_for_ever(attacker)
+        assert client.post("/v1/completions", json={"prompt": "hello"}).status_code == 200
+        process.terminate()
+
+
 def _serve(repository, tmp_path):
     """Run the service as its own process on a free port."""
     with socket.socket() as probe:
@@ -377,6 +389,11 @@ run(InferenceSettings(repository=Path({str(repository)!r}), state_dir=Path({str(
     chat_deadline_seconds=20.0), "127.0.0.1", {port})
 """
     return subprocess.Popen([sys.executable, "-c", program]), port
+
+
+def _send_for_ever(connection):
+    while True:
+        connection.sendall(b"x" * 65536)
 
 
 def _ready(client):

@@ -1,6 +1,7 @@
 """The protocols over HTTP, on a live service with a real worker."""
 
 import json
+import socket
 
 import httpx
 import pytest
@@ -307,3 +308,23 @@ def test_a_body_in_pieces_is_read_whole(live):
     with httpx.Client() as client:
         answer = client.post(f"{live.url}/v1/completions", content=pieces())
     assert answer.status_code == 200
+
+
+def test_a_body_that_does_not_arrive_is_a_408(tools, repository, tmp_path):
+    with tools.run_service(repository, tmp_path, body_timeout_seconds=0.2) as live:
+        port = httpx.URL(live.url).port
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
+            client.sendall(
+                b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{"
+            )
+            assert client.recv(4096).startswith(b"HTTP/1.1 408")
+
+
+def test_canary_requests_of_others_are_limited(tools, repository, tmp_path):
+    with tools.run_service(repository, tmp_path, canary_requests_per_second=1.0) as live:
+        headers = {"x-galen-canary": "1"}
+        statuses = [live.complete(headers=headers).status_code for _ in range(3)]
+        assert statuses[0] == 200
+        assert 429 in statuses
+        assert live.metric("health_status", layer="canary") == 1
+        assert live.complete().status_code == 200

@@ -150,3 +150,11 @@ def test_a_failed_step_fails_its_batch_and_the_decoder_goes_on(tools, folder, ex
     assert event.code == "step_failed"
     decoder._context = whole
     assert tools.generate(decoder, 3, PROMPTS[1]).text == expected[1]
+
+
+def test_a_canary_is_computed_anew_and_leaves_no_trace_in_the_cache(tools, folder):
+    decoder = tools.make_decoder(folder, cache_bytes=2**20)
+    for number in (1, 2):
+        assert tools.generate(decoder, number, "hello", canary=True).cached_tokens == 0
+    assert decoder.cache.size_bytes == 0
+    assert decoder._heartbeat.record.cache_query_tokens == 0

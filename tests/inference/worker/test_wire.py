@@ -28,7 +28,7 @@ MESSAGE = st.one_of(
     st.builds(InjectFault, st.text(), st.dictionaries(st.text(), st.integers(0, 9))),
     st.builds(
         Generate, _number, st.text(), st.text(), st.integers(1, 99), _time, _time, _number,
-        st.lists(st.text(), max_size=4), st.booleans(), _time,
+        st.lists(st.text(), max_size=4), st.booleans(), _time, st.booleans(),
     ),
     st.builds(
         Finished, _number, st.text(), st.text(), _number, _number, _number, _time, _time
