@@ -203,12 +203,21 @@ def make_action(**changes: Any) -> Action:
 class World:
     """A watch loop in small: history, journal and a healer over a fake service."""
 
-    def __init__(self, tmp_path: Path, policy: Policy, **settings: Any) -> None:
+    def __init__(
+        self,
+        tmp_path: Path,
+        policy: Policy,
+        *,
+        journal: Journal | None = None,
+        workers: Workers | None = None,
+        **settings: Any,
+    ) -> None:
         self.state_dir = tmp_path
         self.policy = policy
         self.settings = HealingSettings(**{"mode": Mode.AUTO, **settings})
-        self.journal = Journal(tmp_path / "journal.sqlite")
+        self.journal = journal or Journal(tmp_path / "journal.sqlite")
         self.ledger = Ledger(self.journal)
+        self.workers = workers or InlineWorkers()
         self.history = History(capacity_ticks=3600)
         self.service = FakeExecutor()
         self.gpu = FakeExecutor(["host/box/gpu/0"], name="gpu")
@@ -225,7 +234,7 @@ class World:
             self.journal,
             {"service": self.service, "gpu": self.gpu, "none": NothingExecutor()},
             policy=self.policy,
-            workers=InlineWorkers(),
+            workers=self.workers,
             state_dir=self.state_dir,
         )
 
