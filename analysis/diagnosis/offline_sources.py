@@ -10,7 +10,7 @@ which a difference of two medians cannot tell.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -131,7 +131,7 @@ def rank_sources(
     first = max(0, onset_row - max(settings.min_normal_rows, settings.local_factor * after))
     columns = _columns_of(frame, symptom)
     rates = _rates(frame, columns, symptom, first)
-    local = _filled(symptom.change.sign * (frame[symptom.column].to_numpy(dtype=float)[first:]))
+    local = symptom.change.sign * frame[symptom.column].to_numpy(dtype=float)[first:]
     changes: dict[str, Change] = {}
     slopes: dict[str, float] = {}
     correlations: dict[str, float] = {}
@@ -143,8 +143,8 @@ def rank_sources(
         values = frame[column].to_numpy(dtype=float)[first:]
         same = family_of(split_column(column).signal) is symptom.family
         sign = symptom.change.sign if same else change.sign
-        contribution = sign * (values - change.baseline) * rates[entity]
-        slope, correlation = _slope(np.nan_to_num(contribution), local)
+        deviation = np.where(rates[entity] > 0, sign * (values - change.baseline), 0.0)
+        slope, correlation = _slope(deviation * rates[entity], local)
         correlations[entity] = correlation
         # Another quantity, such as a CPU, has no part in the symptom's own unit.
         slopes[entity] = slope if same else 0.0
@@ -180,7 +180,10 @@ def _columns_of(frame: pd.DataFrame, symptom: Symptom) -> dict[str, str]:
 def _rates(
     frame: pd.DataFrame, columns: Mapping[str, str], symptom: Symptom, first: int
 ) -> dict[str, FloatArray]:
-    """Return each entity's requests over those of the symptom's entity, ``[rows]``; 1 where unknown."""
+    """Return each entity's requests over those of the symptom's entity, ``[rows]``; 1 where unknown.
+
+    Where neither a count of requests nor anything else arrived from an entity, it had no requests.
+    """
     rows = len(frame) - first
     rate_columns: dict[str, str] = {}
     for column in sorted(frame.columns):
@@ -192,15 +195,16 @@ def _rates(
     if base_column is None:
         return dict.fromkeys(columns, one)
     base = _filled(frame[base_column].to_numpy(dtype=float)[first:])
-    base = np.where(base > 0, base, np.nan)
+    base = np.maximum(base, 1.0 if base.max() >= 1.0 else 1e-9)
     rates: dict[str, FloatArray] = {}
     for entity in columns:
         rate_column = rate_columns.get(entity)
         if rate_column is None:
             rates[entity] = one
             continue
-        own = np.nan_to_num(frame[rate_column].to_numpy(dtype=float)[first:])
-        rates[entity] = np.nan_to_num(own / base)
+        own = frame[rate_column].to_numpy(dtype=float)[first:]
+        silent = np.isnan(own) & frame[columns[entity]].isna().to_numpy()[first:]
+        rates[entity] = np.where(silent, 0.0, _filled(own)) / base
     return rates
 
 
@@ -212,12 +216,39 @@ def _filled(values: FloatArray) -> FloatArray:
 
 def _slope(contribution: FloatArray, symptom: FloatArray) -> tuple[float, float]:
     """Return the regression slope of a contribution on the symptom, and their correlation."""
-    left, right = contribution - contribution.mean(), symptom - symptom.mean()
+    known = np.isfinite(contribution) & np.isfinite(symptom)
+    if np.count_nonzero(known) < 3:
+        return 0.0, 0.0
+    left = contribution[known] - contribution[known].mean()
+    right = symptom[known] - symptom[known].mean()
     spread, own = float(np.mean(right**2)), float(np.mean(left**2))
     if spread <= 0 or own <= 0:
         return 0.0, 0.0
     together = float(np.mean(left * right))
     return together / spread, together / math.sqrt(spread * own)
+
+
+def _between_measured(edges: Edges, measured: Collection[str]) -> list[tuple[str, str]]:
+    """Return the edges among measured entities, going through those of which nothing is measured."""
+    callees: dict[str, set[str]] = {}
+    for source, target in edges:
+        if source != target:
+            callees.setdefault(source, set()).add(target)
+    found = []
+    for source in sorted(callees):
+        if source not in measured:
+            continue
+        seen, todo = {source}, list(callees[source])
+        while todo:
+            target = todo.pop()
+            if target in seen:
+                continue
+            seen.add(target)
+            if target in measured:
+                found.append((source, target))
+            else:
+                todo += callees.get(target, ())
+    return sorted(found)
 
 
 def _own_parts(
@@ -227,7 +258,7 @@ def _own_parts(
     symptom_entity: str,
 ) -> dict[str, float]:
     """Take from each entity what comes from its callees; one that several call is split by rate."""
-    known = [(a, b) for a, b in edges if a != b and a in slopes and b in slopes]
+    known = _between_measured(edges, slopes)
     if not known:
         # Without a graph the symptom's entity is taken to stand in front of all others.
         others = [max(0.0, slope) for entity, slope in slopes.items() if entity != symptom_entity]
