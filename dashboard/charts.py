@@ -332,9 +332,12 @@ def _draw_mark(figure: go.Figure, mark: Mark, span: Span) -> None:
 _RIBBON_COLOURS = ("#1a2029", "#23463c", "#2f5f8f", "#b5832f", "#cf4f4a")
 
 
+_LONGEST_LABEL = 26
+
+
 def ribbon_figure(ribbon: Ribbon, span: Span) -> go.Figure:
     """Draw the ribbon, one row an entity."""
-    labels = [text(words.short_entity(name)) for name in ribbon.entities]
+    labels = [text(words.fit(words.short_entity(name), _LONGEST_LABEL)) for name in ribbon.entities]
     height = 46 + 24 * max(1, len(labels))
     figure = go.Figure(layout=_layout("", span, height, legend=False))
     centres = (ribbon.edges[1:] + ribbon.edges[:-1]) / 2
@@ -347,7 +350,7 @@ def ribbon_figure(ribbon: Ribbon, span: Span) -> go.Figure:
     figure.add_trace(
         go.Heatmap(
             x=span.local(centres),
-            y=labels,
+            y=list(range(len(labels))),
             z=ribbon.levels,
             zmin=-0.5,
             zmax=steps - 0.5,
@@ -360,7 +363,8 @@ def ribbon_figure(ribbon: Ribbon, span: Span) -> go.Figure:
     )
     figure.update_layout(margin={"l": 8, "r": 8, "t": 4, "b": 22})
     figure.update_yaxes(
-        autorange="reversed", automargin=True, showgrid=False, ticks="", type="category",
+        autorange="reversed", automargin=True, showgrid=False, ticks="",
+        tickmode="array", tickvals=list(range(len(labels))), ticktext=labels,
         tickfont={"color": palette.TEXT, "size": 12.5}, ticklabelstandoff=8,
     )  # fmt: skip
     return figure

@@ -133,6 +133,14 @@ def short_entity(name: str) -> str:
     return " / ".join([pieces[1], *pairs])
 
 
+def fit(text: str, length: int) -> str:
+    """Return a text of at most ``length`` characters: the middle goes, since ends tell names apart."""
+    if len(text) <= length:
+        return text
+    tail = (length - 1) // 2
+    return f"{text[: length - 1 - tail]}…{text[len(text) - tail :]}"
+
+
 def plural(count: int, one: str, many: str | None = None) -> str:
     """Return a count with its noun: ``1 incident``, ``2 incidents``."""
     return f"{count} {one if count == 1 else many or one + 's'}"
@@ -143,7 +151,7 @@ _ACRONYMS = {"gpu": "GPU", "llm": "LLM", "sm": "SM", "cpu": "CPU", "xid": "XID",
 
 def phrase(name: str) -> str:
     """Return an identifier in words: ``restart engine``, ``GPU overheating``."""
-    pieces = name.replace("-", "_").split("_")
+    pieces = name.replace("-", "_").replace(" ", "_").split("_")
     return " ".join(_ACRONYMS.get(piece, piece) for piece in pieces)
 
 

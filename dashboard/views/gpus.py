@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import streamlit as st
 
 from analysis.findings import IncidentState
+from collectors.entities import top_of
 from collectors.signals import unit_of
 from dashboard import charts, components, context, markup, status, words
 from dashboard.charts import Trace
@@ -126,6 +127,8 @@ def tiles_panel() -> None:
     cards = [
         {
             "gpu": gpu,
+            "name": words.phrase(" ".join(gpu.entity.split("/")[-2:])),
+            "host": words.short_entity(top_of(gpu.entity)),
             "gauges": gauges(gpu),
             "age": "" if gpu.age_seconds is None else words.ago(gpu.age_seconds),
             "spark": charts.sparkline(busy.get(gpu.entity), start, current.now_seconds),

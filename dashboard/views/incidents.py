@@ -36,13 +36,14 @@ def _list(current: Context) -> None:
             if not rows:
                 markup.muted("None.")
             else:
-                _columns()
+                _columns(title)
             for incident in rows:
                 _row(incident, current)
 
 
-def _columns() -> None:
-    first, left, right = st.columns(_SPLIT)
+def _columns(title: str) -> None:
+    with st.container(key=f"incident-columns-{title.lower()}"):
+        first, left, right = st.columns(_SPLIT)
     for column, grid, names in (
         (first, "1fr", ("state",)),
         (left, "1fr", ("incident",)),

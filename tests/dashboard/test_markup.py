@@ -3,7 +3,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dashboard import markup
@@ -71,6 +71,7 @@ def test_commands_in_our_own_sentences_stand_out() -> None:
     assert "<code>galen up</code>" in rendered
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_plain_text_has_no_active_markdown_left(text: str) -> None:
     escaped = markup.plain(text)

@@ -61,7 +61,7 @@ def test_the_overview_says_how_things_are(story: Path) -> None:
 def test_gpus_stand_worst_first_with_their_lines(story: Path) -> None:
     app = visit("gpus")
     page = html(app)
-    assert page.index("box1 / gpu 1") < page.index("box1 / gpu 0")
+    assert page.index("GPU 1</b>") < page.index("GPU 0</b>")
     assert "SW thermal" in page
     assert page.count(">simulated<") == 2
     assert len(charts(app)) == 6

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dashboard.sampling import MAX_POINTS, thin
@@ -38,6 +38,7 @@ def test_a_missed_sample_or_two_is_no_silence() -> None:
     assert not np.isnan(thin(times, times).values).any()
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.floats(0.01, 500), min_size=0, max_size=3000),
     st.integers(0, 2**32 - 1),

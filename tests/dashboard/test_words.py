@@ -3,7 +3,7 @@ from __future__ import annotations
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from collectors.signals import catalogue
@@ -30,6 +30,7 @@ def test_quantities_read_as_people_say_them(value: float | None, unit: str, expe
     assert words.quantity(value, unit) == expected
 
 
+@settings(deadline=None)
 @given(
     value=st.none() | st.floats(allow_nan=True, allow_infinity=True),
     unit=st.sampled_from(sorted({signal.unit for signal in catalogue().values()})),
@@ -81,3 +82,11 @@ def test_entities_are_short(entity: str, expected: str) -> None:
 def test_identifiers_become_phrases() -> None:
     assert words.phrase("gpu_overheating") == "GPU overheating"
     assert words.phrase("restart-engine") == "restart engine"
+
+
+@settings(deadline=None)
+@given(st.text(), st.integers(3, 40))
+def test_a_text_that_is_too_long_keeps_its_ends(text: str, length: int) -> None:
+    fitted = words.fit(text, length)
+    assert len(fitted) <= length
+    assert fitted == text or (fitted[0], fitted[-1]) == (text[0], text[-1])
