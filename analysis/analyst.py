@@ -19,6 +19,7 @@ from analysis.detection.contract import Detections, FloatArray
 from analysis.detection.pipeline import DetectionPipeline
 from analysis.detection.state_file import DetectionStateError
 from analysis.diagnosis.causes import CauseCatalogue, catalogue
+from analysis.diagnosis.context import BeforeAndNow
 from analysis.diagnosis.memory import EvidenceMemory
 from analysis.diagnosis.ranking import Diagnoser
 from analysis.findings import Incident, IncidentState
@@ -105,6 +106,7 @@ class Analyst:
             settings.incidents,
             Diagnoser(settings.diagnosis, causes),
             EvidenceMemory(settings.memory, causes),
+            BeforeAndNow(settings.context, causes, history),
         )
         self._unwritten: deque[IncidentChange] = deque()
         self._take_up()

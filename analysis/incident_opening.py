@@ -50,6 +50,11 @@ class OpeningGate:
         """How many groups diagnosis has called no fault."""
         return self._suppressed
 
+    def onsets(self, stack: str) -> list[float]:
+        """Return the onsets of a waiting group's anomalies."""
+        pending = self._pending.get(stack)
+        return [each.onset_seconds for each in pending.anomalies.values()] if pending else []
+
     def drop(self, stack: str) -> None:
         """Forget the group of a stack, because its anomalies belong to an open incident."""
         self._pending.pop(stack, None)

@@ -9,14 +9,15 @@ diagnosis keeps the best explanation seen, because remedies and recovery change 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from analysis.detection.contract import Detections
 from analysis.diagnosis.causes import Cause, Role
+from analysis.diagnosis.context import BeforeAndNow
 from analysis.diagnosis.evidence import is_event
-from analysis.diagnosis.memory import EvidenceMemory
+from analysis.diagnosis.memory import EvidenceMemory, StatesOverlay
 from analysis.diagnosis.ranking import Diagnoser, Diagnosis
 from analysis.findings import Anomaly, Incident, IncidentState, Severity, Verdict
 from analysis.incident_changes import (
@@ -78,14 +79,20 @@ class IncidentTracker:
         settings: the debouncing.
         diagnoser: explains groups of anomalies.
         memory: what diagnosis remembers of the recent past.
+        context: says what else changed since the first symptom; nothing is added when left out.
     """
 
     def __init__(
-        self, settings: IncidentSettings, diagnoser: Diagnoser, memory: EvidenceMemory
+        self,
+        settings: IncidentSettings,
+        diagnoser: Diagnoser,
+        memory: EvidenceMemory,
+        context: BeforeAndNow | None = None,
     ) -> None:
         self._settings = settings
         self._diagnoser = diagnoser
         self._memory = memory
+        self._context = context
         self._gate = OpeningGate(settings, diagnoser.causes)
         self._open: list[_Open] = []
         self._resolved: list[_Open] = []
@@ -124,16 +131,32 @@ class IncidentTracker:
         told = _Told()
         for stack in sorted(stacks):
             anomalies = self._without_old_events(stack, by_stack.get(stack, []))
+            members = topology.members(stack)
             view = _View(
                 stack=stack,
-                members=topology.members(stack),
+                members=members,
                 visible=visible,
-                remembered=remembered,
+                remembered=self._with_context(stack, members, anomalies, remembered),
                 told=told,
             )
             self._tick_stack(view, anomalies)
-            self._forget_resolved(now, stack, view.members)
+            self._forget_resolved(now, stack, members)
         return IncidentTick(self.open_incidents, tuple(told.changes), tuple(told.refreshed))
+
+    def _with_context(
+        self,
+        stack: str,
+        members: Collection[str],
+        anomalies: Sequence[Anomaly],
+        remembered: Detections,
+    ) -> Detections:
+        onsets = [each.incident.onset_seconds for each in self._open if each.stack == stack]
+        onsets += [each.onset_seconds for each in anomalies]
+        onsets += self._gate.onsets(stack)
+        if self._context is None or not onsets:
+            return remembered
+        changed = self._context.states(remembered, members, min(onsets))
+        return replace(remembered, states=StatesOverlay(changed, remembered.states))
 
     def _tick_stack(self, view: _View, anomalies: Sequence[Anomaly]) -> None:
         """Move one stack on: as one incident, or as a GPU's and the service's beside each other."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, Field
 
 from analysis.detection.settings import DetectionSettings
-from analysis.diagnosis.settings import DiagnosisSettings, MemorySettings
+from analysis.diagnosis.settings import ContextSettings, DiagnosisSettings, MemorySettings
 
 
 class IncidentSettings(BaseModel):
@@ -74,6 +74,9 @@ class AnalysisSettings(BaseModel):
     )
     memory: MemorySettings = Field(
         default_factory=MemorySettings, description="How long what has passed counts."
+    )
+    context: ContextSettings = Field(
+        default_factory=ContextSettings, description="How before is compared with now."
     )
     incidents: IncidentSettings = Field(
         default_factory=IncidentSettings, description="When an incident opens, changes and ends."

@@ -22,8 +22,8 @@ class _Kept:
     last_seen_seconds: float
 
 
-class _Overlay(Mapping[SeriesKey, SignalState]):
-    """What is remembered over what is, without making the states of series nobody looks at."""
+class StatesOverlay(Mapping[SeriesKey, SignalState]):
+    """Some states over all others, without making the states of series that nobody looks at."""
 
     def __init__(
         self, kept: Mapping[SeriesKey, SignalState], states: Mapping[SeriesKey, SignalState]
@@ -69,7 +69,7 @@ class EvidenceMemory:
                 self._keep(key, state, now)
         self._drop_expired(now)
         kept = {key: kept.state for key, kept in self._kept.items()}
-        return replace(detections, states=_Overlay(kept, detections.states))
+        return replace(detections, states=StatesOverlay(kept, detections.states))
 
     def forget(self, entities: Collection[str]) -> None:
         """Forget a set of entities, so that one fault does not colour the next one's diagnosis."""

@@ -130,3 +130,28 @@ class OfflineSettings(BaseModel):
         le=100,
         description="Canonical signals that a file needs to be explained with the cause catalogue.",
     )
+
+
+class ContextSettings(BaseModel):
+    """How the time before the first symptom is compared with now."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    before_seconds: float = Field(
+        120.0, ge=5, le=86400, description="Length of the time before that is compared with."
+    )
+    gap_seconds: float = Field(
+        4.0,
+        ge=0,
+        le=3600,
+        description="Time before the first symptom that is left out: a cause may have begun in it.",
+    )
+    recent_values: int = Field(
+        3, ge=1, le=1000, description="Newest values whose median stands for now."
+    )
+    sigmas: float = Field(
+        3.5, ge=1, le=20, description="Change in robust standard deviations that scores 1."
+    )
+    least_share: float = Field(
+        0.25, ge=0, le=10, description="Change as a share of the level that scores 1 at least."
+    )

@@ -324,3 +324,8 @@ def scenarios() -> dict[str, Callable[[], World]]:
 @pytest.fixture
 def world() -> World:
     return World()
+
+
+@pytest.fixture
+def normal() -> Mapping[str, Mapping[str, tuple[float, float, float]]]:
+    return NORMAL
