@@ -75,8 +75,14 @@ def run_watch(settings: Settings, paths: StatePaths, stop: threading.Event) -> N
         ledger = Ledger(journal)
         stack.enter_context(_telling(settings, paths, journal, ledger))
         parts = _watch_parts(settings, paths, journal, ledger, stack)
-        _note(journal, EventKind.STARTED, "Galen watches")
-        stack.callback(_note, journal, EventKind.STOPPED, "Galen stopped watching")
+        mode = settings.healing.mode.value
+        journal.append(
+            EventKind.STARTED,
+            time_seconds=time.time(),
+            summary=f"Galen watches; healing mode {mode}",
+            data={"healing_mode": mode},
+        )
+        stack.callback(_note_stop, journal)
         loop = WatchLoop(
             parts,
             interval_seconds=settings.watch.interval_seconds,
@@ -124,7 +130,7 @@ def _watch_parts(
         state_dir=paths.state_dir,
     )
     stack.callback(healer.close)
-    return WatchParts(poller, store, history, analyst, healer, journal)
+    return WatchParts(poller, store, history, analyst, healer, ledger, journal)
 
 
 def _service_load(settings: Settings, history: History) -> Callable[[], float | None]:
@@ -193,5 +199,5 @@ def _dispatch(dispatcher: AlertDispatcher, stop: threading.Event) -> None:
             log.exception("alerts_failed")
 
 
-def _note(journal: Journal, kind: EventKind, summary: str) -> None:
-    journal.append(kind, time_seconds=time.time(), summary=summary)
+def _note_stop(journal: Journal) -> None:
+    journal.append(EventKind.STOPPED, time_seconds=time.time(), summary="Galen stopped watching")

@@ -15,7 +15,9 @@ import httpx
 from galen.config import Settings
 from galen.errors import GalenError
 from galen.supervisor import Part, Supervisor
+from inference.demo.corpus import golden_prompts
 
+OWN_SERVICE = "llm"
 _START_SECONDS = 90.0
 
 
@@ -26,7 +28,6 @@ class StackOptions:
     settings: Settings
     config: Path | None
     state_dir: Path
-    environment: Mapping[str, str]
 
 
 def service_url(settings: Settings) -> str:
@@ -41,27 +42,33 @@ def part(options: StackOptions, name: str, command: str) -> Part:
         name=name,
         command=[sys.executable, "-m", "galen", command, *config,
                  "--state-dir", str(options.state_dir)],
-        environment=options.environment,
         stop_seconds=15.0,
     )  # fmt: skip
 
 
-def demo_environment(settings: Settings) -> dict[str, str]:
-    """Return what a demonstration sets over the configuration: faults allowed, healing by itself.
+def own_service_environment(settings: Settings) -> dict[str, str]:
+    """Return what makes the watch loop watch the service that is started beside it.
 
-    What the user has configured for the same keys is overridden on purpose: a demonstration runs on
-    a service that it starts itself, and touches nothing else.
+    Nothing where the user has named services: then those are watched, and no other.
     """
-    url = service_url(settings)
-    return {
-        "GALEN_INFERENCE__ALLOW_FAULTS": "true",
-        "GALEN_HEALING__MODE": "auto",
-        "GALEN_COLLECTORS__SERVICES": json.dumps([{"name": "llm", "url": url}]),
-        # The same service is broken many times an hour here; in earnest these limits call a person.
-        "GALEN_HEALING__MAX_ACTIONS_PER_HOUR": "1000",
-        "GALEN_HEALING__REPEAT_LIMIT": "1000",
-        "GALEN_REPORTING__GROUP_WAIT_SECONDS": "2",
-    }
+    if settings.collectors.services:
+        return {}
+    golden = golden_prompts()[0]
+    canary = {"prompt": f"Sentiment: {golden.text}", "expected": golden.expected, "max_tokens": 4}
+    service = {"name": OWN_SERVICE, "url": service_url(settings), "canary": canary}
+    return {"GALEN_COLLECTORS__SERVICES": json.dumps([service])}
+
+
+# A demonstration and a drill run on a service that they start themselves, and touch nothing else.
+DEMO_ENVIRONMENT: Mapping[str, str] = {
+    "GALEN_INFERENCE__ALLOW_FAULTS": "true",
+    "GALEN_COLLECTORS__GPU_MODE": "auto",
+    "GALEN_HEALING__MODE": "auto",
+    # The same service is broken many times an hour here; in earnest these limits call a person.
+    "GALEN_HEALING__MAX_ACTIONS_PER_HOUR": "1000",
+    "GALEN_HEALING__REPEAT_LIMIT": "1000",
+    "GALEN_REPORTING__GROUP_WAIT_SECONDS": "2",
+}
 
 
 def require_free_port(host: str, port: int, *, key: str) -> None:

@@ -6,6 +6,7 @@ import fcntl
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,15 +14,16 @@ from pathlib import Path
 from typing import TypeVar
 
 import structlog
-from analysis.analyst import Analyst
-from collectors.poller import Poller
-from healing.healer import Healer
 
+from analysis.analyst import Analyst
 from analysis.history import History
 from analysis.journal import EventKind, Journal
 from collectors.contract import Sample
+from collectors.poller import Poller
 from collectors.store.contract import SeriesStore
 from galen.errors import GalenError
+from healing.healer import Healer
+from healing.ledger import Ledger
 
 log = structlog.get_logger(__name__)
 
@@ -42,6 +44,7 @@ class WatchParts:
     history: History
     analyst: Analyst
     healer: Healer
+    ledger: Ledger
     journal: Journal
 
 
@@ -64,6 +67,7 @@ class WatchLoop:
         self._next_prune_seconds = 0.0
         self._next_save_seconds = 0.0
         self._failures: dict[str, float] = {}
+        self._held: set[str] = set()
 
     def run(self, stop: threading.Event) -> None:
         """Tick until told to stop. A tick that takes too long delays the next; none is made up for."""
@@ -83,7 +87,8 @@ class WatchLoop:
         polled = self._guarded("poll", lambda: parts.poller.tick(now))
         if polled is None:
             return
-        samples = [*polled.samples, *self._own_samples(now)]
+        own = self._guarded("self", lambda: list(self._own_samples(now)))
+        samples = [*polled.samples, *(own or ())]
         self._guarded("store", lambda: parts.store.write(samples))
         thought = self._guarded("analyse", lambda: parts.analyst.tick(now, samples))
         if thought is not None:
@@ -92,8 +97,17 @@ class WatchLoop:
         self._last_tick_seconds = time.monotonic() - started
 
     def _own_samples(self, now: float) -> Iterator[Sample]:
+        """Yield what Galen knows of itself: how long a tick takes, and what it holds in force.
+
+        A temporary action changes what is measured, such as a power limit. Diagnosis has to see that
+        it was done on purpose, and sees it as it sees everything: as a sample.
+        """
         if self._last_tick_seconds:
             yield Sample(now, WATCH_ENTITY, "scrape_duration_seconds", self._last_tick_seconds)
+        standing = Counter(action.entity for action in self._parts.ledger.standing())
+        for entity in self._held | set(standing):
+            yield Sample(now, entity, "healing_actions_in_force", float(standing[entity]))
+        self._held |= set(standing)
 
     def _keep_house(self, now: float) -> None:
         if now >= self._next_prune_seconds:

@@ -14,6 +14,7 @@ from analysis.journal import Journal
 from collectors.gpu.control import SimulatedGpuControl
 from galen.commands.context import (
     ConfigOption,
+    Invocation,
     JsonOption,
     invocation,
     print_json,
@@ -24,7 +25,7 @@ from galen.drill.faults import Patient, select_faults
 from galen.drill.results import DrillResult, markdown_table
 from galen.drill.runner import DrillPlan, DrillRunner
 from galen.paths import StatePaths
-from galen.stack import StackOptions, demo_environment, service_url
+from galen.stack import DEMO_ENVIRONMENT, StackOptions, own_service_environment, service_url
 from galen.up import running_stack, running_traffic
 
 _DRILL_PORT_OFFSET = 11
@@ -65,13 +66,7 @@ def drill(
     touched. Exit status 1 when a fault was missed, misjudged or not healed, or the quiet phase was not.
     """
     faults = select_faults(suite, fault or [])
-    base = invocation(config, state_dir)
-    port = base.settings.inference.port + _DRILL_PORT_OFFSET
-    os.environ["GALEN_INFERENCE__PORT"] = str(port)
-    environment = demo_environment(invocation(config, state_dir).settings)
-    environment["GALEN_INFERENCE__PORT"] = str(port)
-    os.environ.update(environment)
-    call = invocation(config, state_dir)
+    call = _own_stack(config, state_dir)
     plan = DrillPlan(
         suite=suite,
         faults=faults,
@@ -85,14 +80,24 @@ def drill(
         folder = state_dir or Path(
             stack.enter_context(tempfile.TemporaryDirectory(prefix="galen-drill-"))
         )
-        result = _run(
-            plan, StackOptions(call.settings, config, folder.absolute(), environment), stack
-        )
+        result = _run(plan, StackOptions(call.settings, config, folder.absolute()), stack)
     if json:
         print_json(result)
     else:
         print_line(markdown_table(result))
     raise typer.Exit(0 if result.as_hoped else 1)
+
+
+def _own_stack(config: Path | None, state_dir: Path | None) -> Invocation:
+    """Set the environment of this process and its children to a service on a port of its own."""
+    port = invocation(config, state_dir).settings.inference.port + _DRILL_PORT_OFFSET
+    # What the user watches in earnest is not watched here.
+    os.environ |= {**DEMO_ENVIRONMENT, "GALEN_INFERENCE__PORT": str(port)}
+    os.environ["GALEN_COLLECTORS__SERVICES"] = "[]"
+    os.environ["GALEN_COLLECTORS__PROMETHEUS"] = "[]"
+    os.environ["GALEN_HEALING__SERVICES"] = "[]"
+    os.environ |= own_service_environment(invocation(config, state_dir).settings)
+    return invocation(config, state_dir)
 
 
 def _run(plan: DrillPlan, options: StackOptions, stack: ExitStack) -> DrillResult:

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from reporting.reports.build import build_report
-from reporting.reports.render import Format, render
 
 from collectors.store.sqlite import SqliteSeriesReader
 from galen.commands.context import (
@@ -23,6 +21,8 @@ from galen.commands.journal import open_journal
 from galen.errors import ConfigError
 from galen.example import example_toml
 from healing.ledger import Ledger
+from reporting.reports.build import build_report
+from reporting.reports.render import Format, render
 
 
 def register(app: typer.Typer) -> None:
@@ -54,7 +54,12 @@ def report(
         reader = SqliteSeriesReader(call.paths.series)
         try:
             built = build_report(
-                journal, Ledger(journal), reader, since_seconds=start, until_seconds=end
+                journal,
+                Ledger(journal),
+                reader,
+                since_seconds=start,
+                until_seconds=end,
+                timezone=call.settings.reporting.timezone,
             )
         finally:
             reader.close()

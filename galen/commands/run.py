@@ -23,7 +23,7 @@ from galen.commands.context import (
     stop_on_signals,
 )
 from galen.doctor import Check, Level, run_checks
-from galen.stack import StackOptions, demo_environment
+from galen.stack import DEMO_ENVIRONMENT, StackOptions, own_service_environment
 from galen.up import UpOptions, run_up
 
 _MARKS = {
@@ -63,10 +63,12 @@ def up(
     """
     stop = stop_on_signals()
     base = invocation(config, state_dir)
-    environment = demo_environment(base.settings) if demo else {}
-    os.environ.update(environment)
+    # The parts are child processes: they take it up with the environment.
+    os.environ.update(own_service_environment(base.settings))
+    if demo:
+        os.environ.update(DEMO_ENVIRONMENT)
     call = invocation(config, state_dir)
-    stack = StackOptions(call.settings, config, call.paths.state_dir, environment)
+    stack = StackOptions(call.settings, config, call.paths.state_dir)
     options = UpOptions(
         stack=stack,
         demo=demo,
@@ -108,7 +110,11 @@ def dashboard(config: ConfigOption = None, state_dir: StateDirOption = None) -> 
     command = streamlit_command(call.settings.dashboard, call.paths.state_dir)
     environment = {
         **os.environ,
-        **streamlit_environment(call.settings.dashboard, call.paths.state_dir),
+        **streamlit_environment(
+            call.settings.dashboard,
+            call.paths.state_dir,
+            healing_mode=call.settings.healing.mode.value,
+        ),
     }
     progress.print(
         f"dashboard at http://{call.settings.dashboard.address}:{call.settings.dashboard.port}"

@@ -109,8 +109,8 @@ CORE: tuple[DrillFault, ...] = (
     ),
     DrillFault(
         "gpu_thermal_throttle", "gpu_thermal_throttle",
-        lambda patient: patient.gpu.inject(inlet_offset_celsius=38.0), remedy=True,
-        lasts_seconds=60, told="the air at the (simulated) GPU's inlet is 38 C hotter",
+        lambda patient: patient.gpu.inject(inlet_offset_celsius=42.0), remedy=True,
+        lasts_seconds=60, told="the air at the (simulated) GPU's inlet is 42 C hotter",
     ),
     DrillFault(
         "gpu_xid_fatal", "gpu_xid_fatal", lambda patient: patient.gpu.inject(xid=79), remedy=False,

@@ -20,7 +20,7 @@ log = structlog.get_logger(__name__)
 
 _POLL_SECONDS = 0.25
 _CALM_SECONDS = 8.0
-_LONGEST_CALM_SECONDS = 120.0
+_LONGEST_CALM_SECONDS = 180.0
 _UNSETTLED = frozenset(
     {ActionState.INTENT, ActionState.EXECUTED, ActionState.APPROVED, ActionState.PROPOSED}
 )
@@ -127,19 +127,16 @@ class DrillRunner:
         calm_since: float | None = None
         end = time.time() + _LONGEST_CALM_SECONDS
         while (now := time.time()) < end:
-            busy = bool(self._journal.incidents(state=IncidentState.OPEN, limit=1)) or any(
-                action.state in _UNSETTLED or self._awaits_undo(action)
-                for action in self._actions_since(now - 600)
+            busy = (
+                bool(self._journal.incidents(state=IncidentState.OPEN, limit=1))
+                or bool(self._ledger.standing())
+                or bool(self._ledger.actions(since_seconds=now - 600, states=_UNSETTLED))
             )
             calm_since = None if busy else calm_since or now
             if calm_since is not None and now - calm_since >= _CALM_SECONDS:
                 return True
             time.sleep(_POLL_SECONDS)
         return False
-
-    @staticmethod
-    def _awaits_undo(action: Action) -> bool:
-        return action.state is ActionState.CONFIRMED and bool(action.parameters.get("temporary"))
 
     def _measure(
         self, fault: DrillFault, repeat: int, start: float, cleared: float, before: TrafficStats
@@ -207,7 +204,7 @@ class DrillRunner:
 
     def _actions_since(self, start: float) -> list[Action]:
         """Return what healing did or would have done; what the guard refused is not an action."""
-        idle = {ActionState.BLOCKED, ActionState.DRY_RUN, ActionState.EXPIRED}
+        idle = {ActionState.BLOCKED, ActionState.DRY_RUN}
         found = self._ledger.actions(since_seconds=start)
         acted = [one for one in found if one.state not in idle and one.mode is not Mode.OFF]
         return sorted(acted, key=lambda one: one.created_seconds)
