@@ -7,13 +7,14 @@ between the same ticks. Settings can be compared before they go live, and false 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from analysis.detection.contract import Detections
+from analysis.detection.contract import Detections, FloatArray
 from analysis.detection.forest import SameThreadExecutor
 from analysis.detection.pipeline import DetectionPipeline
 from analysis.detection.seasonal_fit import DAY_SECONDS
@@ -34,6 +35,8 @@ class LabelledFault:
     end_seconds: float
     entities: Collection[str] = ()
     """Entities that are affected; all where empty. Entities below one of them count as well."""
+    signals: Collection[str] = ()
+    """Signals that are affected; all where empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,8 @@ def backtest(
     *,
     labels: Sequence[LabelledFault] | None = None,
     tick_seconds: float | None = None,
+    tick_times: Sequence[float] | None = None,
+    progress: Callable[[float], None] | None = None,
     warmup_seconds: float = 120.0,
     seed: int = 0,
 ) -> BacktestResult:
@@ -104,6 +109,9 @@ def backtest(
         end_seconds: the first time that is not.
         labels: when something was wrong; without them every alarm counts as false.
         tick_seconds: distance of the ticks; by default the usual distance of the times in the data.
+        tick_times: when the live pipeline ticked, rising; a sample belongs to the first tick that is
+            not before it. With them each score is the live one; ``tick_seconds`` is then not used.
+        progress: told the replayed share, 0 to 1, after each tick.
         warmup_seconds: alarms raised this soon after the start are left out: the live pipeline
             would have had its baselines.
         seed: of the random control.
@@ -112,14 +120,20 @@ def backtest(
         ValueError: when columns are missing or there is nothing in the window.
     """
     frame = _load(source, start_seconds, end_seconds)
-    step = _usual_step(frame) if tick_seconds is None else tick_seconds
+    if tick_times is None:
+        step = _usual_step(frame) if tick_seconds is None else tick_seconds
+        replayed = _ticks(frame, start_seconds, step)
+    else:
+        replayed = _ticks_at(frame, tick_times, (start_seconds, end_seconds))
     history = History(capacity_ticks=4)
     pipeline = DetectionPipeline(settings, history, executor=SameThreadExecutor())
     recorder = _Recorder()
     ticks, now = 0, start_seconds
-    for now, samples in _ticks(frame, start_seconds, step):
+    for now, samples in replayed:
         recorder.take(pipeline.tick(now, history.append(now, samples)))
         ticks += 1
+        if progress is not None:
+            progress(min(1.0, (now - start_seconds) / (end_seconds - start_seconds)))
     judged_from = start_seconds + warmup_seconds
     alarms = [alarm for alarm in recorder.alarms() if alarm.raised_seconds > judged_from]
     faults, keys, span = list(labels or ()), list(history.keys), (judged_from, now)
@@ -172,13 +186,29 @@ def _ticks(
 ) -> Iterator[tuple[float, list[Sample]]]:
     """Yield the samples of each tick; ticks without any are yielded too, as they would have run."""
     slots = np.floor((frame["time"].to_numpy() - start_seconds) / step).astype(np.int64)
-    bounds = np.searchsorted(slots, np.arange(slots[0], slots[-1] + 2))
+    numbers = np.arange(slots[0], slots[-1] + 1)
+    bounds = np.searchsorted(slots, np.append(numbers, numbers[-1] + 1))
+    # The time of a tick is its end: a live tick has seen all that came in it.
+    yield from _cut(frame, start_seconds + (numbers + 1) * step, bounds)
+
+
+def _ticks_at(
+    frame: pd.DataFrame, tick_times: Sequence[float], span: tuple[float, float]
+) -> Iterator[tuple[float, list[Sample]]]:
+    """Yield the samples of each tick of the live loop; those after the last tick were never seen."""
+    ticks = np.asarray(tick_times, dtype=float)
+    ticks = ticks[(ticks >= span[0]) & (ticks < span[1])]
+    ends = np.searchsorted(frame["time"].to_numpy(), ticks, side="right")
+    yield from _cut(frame, ticks, np.concatenate(([0], ends)))
+
+
+def _cut(
+    frame: pd.DataFrame, ticks: FloatArray, bounds: NDArray[np.intp]
+) -> Iterator[tuple[float, list[Sample]]]:
     columns = [frame[name].to_numpy() for name in _COLUMNS]
-    for slot, (first, last) in enumerate(itertools.pairwise(bounds), start=int(slots[0])):
+    for now, (first, last) in zip(ticks, itertools.pairwise(bounds), strict=True):
         rows = zip(*(column[first:last] for column in columns), strict=True)
-        samples = [Sample(float(at), str(e), str(s), float(v)) for at, e, s, v in rows]
-        # The time of a tick is its end: a live tick has seen all that came in it.
-        yield start_seconds + (slot + 1) * step, samples
+        yield float(now), [Sample(float(t), str(e), str(s), float(v)) for t, e, s, v in rows]
 
 
 def _load(
@@ -214,7 +244,7 @@ def _judge(
         hits = [
             index
             for index, alarm in enumerate(alarms)
-            if _concerns(fault, alarm.key.entity)
+            if _concerns(fault, alarm.key)
             and alarm.last_seconds >= fault.start_seconds
             and alarm.raised_seconds <= fault.end_seconds
         ]
@@ -232,9 +262,11 @@ def _judge(
     return Quality(len(faults), len(delays), tuple(delays), false, false / max(series_days, 1e-12))
 
 
-def _concerns(fault: LabelledFault, entity: str) -> bool:
+def _concerns(fault: LabelledFault, key: SeriesKey) -> bool:
+    if fault.signals and key.signal not in fault.signals:
+        return False
     return not fault.entities or any(
-        entity == name or entity.startswith(f"{name}/") for name in fault.entities
+        key.entity == name or key.entity.startswith(f"{name}/") for name in fault.entities
     )
 
 

@@ -24,7 +24,7 @@ from collectors.contract import SeriesKey
 
 _RAISE_AT = 2.0
 """Root of the combined square at which a row scores 1 before calibration."""
-_RIDGE = 0.05
+_RIDGE = 0.01
 """Least eigenvalue of a covariance of standardised series: near-copies differ by rounding only."""
 
 

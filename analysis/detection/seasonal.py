@@ -92,8 +92,9 @@ class SeasonalBaseline:
         error = position - columns["level"]
         expected = profiles.inverse(columns["level"] + season)
         raw = self._raw_score(profiles.inverse(position + season), expected, error, threshold)
-        started = given & learn & (raw > 1.0) & (error > 0) & self._idle(expected)
-        raw = np.where(started, 0.0, raw)
+        rising = given & (error > 0) & self._idle(expected)
+        started = rising & (raw > 1.0)
+        raw = np.where(rising, 0.0, raw)
         limit = self._tail.limit
         score = np.where(given & known, raw / limit, np.nan)
         reach = threshold * limit
@@ -105,7 +106,9 @@ class SeasonalBaseline:
             low=np.where(known, np.maximum(low, profiles["lowest"]), np.nan),
             high=np.where(known, np.minimum(high, profiles["highest"]), np.nan),
         )
-        self._tail.update(raw, learn & given & self.warmed_up)
+        # A deviation to the harmless side says nothing of how heavy the tail is that alarms.
+        harmful = np.where(error > 0, profiles["bad_up"], profiles["bad_down"]).astype(bool)
+        self._tail.update(np.where(harmful, raw, 0.0), learn & given & self.warmed_up)
         self._columns.reset(started)
         self._begin(time_seconds, position, started)
         self._learn(time_seconds, position, given, learn, threshold)
@@ -206,9 +209,10 @@ class SeasonalBaseline:
         clipped = np.clip(error, -_CLIP * threshold, _CLIP * threshold)
         columns["level"][taken] += (np.maximum(level_rate, cold) * clipped)[taken]
         spread_rate = self._rate(elapsed, own.scale_memory_seconds, own.scale_memory_values)
-        size = np.minimum(np.abs(error), threshold)
-        change = np.maximum(spread_rate, cold) * (size - columns["deviation"])
-        columns["deviation"][taken] += change[taken]
+        # What is far out is a change of level, which the level follows, and no spread.
+        near = taken & (np.abs(error) <= threshold)
+        change = np.maximum(spread_rate, cold) * (np.abs(error) - columns["deviation"])
+        columns["deviation"][near] += change[near]
         columns["count"][given] += 1.0
         columns["last_seconds"][given] = time_seconds
 

@@ -97,11 +97,11 @@ def times_of(timestamps: pd.Series, judged_rows: int) -> NDArray[np.float64]:
     time that cannot be read is that of the row before plus the usual step.
     """
     rows = np.arange(len(timestamps), dtype=float)
-    seconds = pd.to_numeric(timestamps, errors="coerce").to_numpy(dtype=float)
+    seconds = np.array(pd.to_numeric(timestamps, errors="coerce"), dtype=float)
     if np.isnan(seconds[:judged_rows]).any():
         parsed = pd.to_datetime(timestamps, errors="coerce", utc=True, format="mixed")
         epoch = pd.Timestamp(0, tz="UTC")
-        seconds = ((parsed - epoch) / pd.Timedelta(seconds=1)).to_numpy(dtype=float)
+        seconds = np.array((parsed - epoch) / pd.Timedelta(seconds=1), dtype=float)
     judged = seconds[:judged_rows]
     if np.isnan(judged).any() or not np.all(np.diff(judged) > 0):
         return rows

@@ -11,7 +11,7 @@ import pytest
 from analysis.detection.contract import Detections
 from analysis.findings import Direction
 
-QUIET_SECONDS = 600
+QUIET_SECONDS = 480
 SYMPTOMS = (
     "llm_request_latency",
     "llm_time",
@@ -21,8 +21,8 @@ SYMPTOMS = (
     "engine_",
     "health",
 )
-FAULT_AT = 230
-ANOMALIES_ALLOWED_AFTER_FAULT = 10
+FAULT_AT = 180
+SECONDS_TO_SHOW = 10
 
 Replay = Callable[..., list[Detections]]
 
@@ -67,14 +67,12 @@ EXPECTED = {
 }
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("fault", sorted(EXPECTED))
-def test_a_fault_shows_within_ten_seconds(
-    loaded_service: Any, replay: Replay, fault: str, seed: int
-) -> None:
-    at = FAULT_AT + 40 * seed
+def test_a_fault_shows_within_ten_seconds(loaded_service: Any, replay: Replay, fault: str) -> None:
+    seed = sorted(EXPECTED).index(fault)
+    at = FAULT_AT + 11 * seed
     service = loaded_service(seed=seed, fault=fault, fault_at=at, fault_until=at + 30)
-    found = raised(replay(service, at + ANOMALIES_ALLOWED_AFTER_FAULT))
+    found = raised(replay(service, at + SECONDS_TO_SHOW))
     assert all(tick >= at for tick in found.values()), found
     assert set(found) >= EXPECTED[fault], found
 
@@ -106,10 +104,10 @@ def test_a_start_from_nothing_is_quiet(loaded_service: Any, replay: Replay) -> N
         def rate(self) -> float:
             return 0.0 if self.time < self.idle_seconds else float(super().rate())
 
-    for idle in (5, 20, 90, 240):
+    for idle in (5, 40, 150):
         service = Waiting(seed=4)
         service.idle_seconds = idle
-        assert raised(replay(service, idle + 180)) == {}, idle
+        assert raised(replay(service, idle + 150)) == {}, idle
 
 
 def test_traffic_that_stops_is_a_drop_of_requests(loaded_service: Any, replay: Replay) -> None:

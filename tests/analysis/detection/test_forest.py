@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.ensemble import IsolationForest
+
+from analysis.detection.forest import ForestVote, SameThreadExecutor, fit_forest, mean_path_length
+from analysis.detection.settings import ForestSettings
+from collectors.contract import SeriesKey
+
+KEYS = [SeriesKey("host/a", f"s{n}") for n in range(5)]
+
+
+def test_packed_trees_score_as_scikit_learn_does() -> None:
+    random = np.random.default_rng(1)
+    rows = random.normal(size=(200, 5))
+    own = fit_forest(rows, trees=20, seed=3)
+    model = IsolationForest(n_estimators=20, max_samples=128, random_state=3).fit(rows)
+    vote = ForestVote(ForestSettings(trees=20), SameThreadExecutor())
+    vote.grow(KEYS)
+    for name in ("feature", "threshold", "left", "right", "length"):
+        vote._trees[name][0] = getattr(own, name)
+    for row in random.normal(0, 3, size=(50, 5)):
+        (isolation,) = vote._isolation(row[None], np.array([0]))
+        assert isolation == pytest.approx(-model.score_samples(row[None].astype(np.float32))[0])
+
+
+def test_the_mean_path_length_is_that_of_the_paper() -> None:
+    assert mean_path_length(1) == 0
+    assert mean_path_length(2) == 1
+    assert mean_path_length(256) == pytest.approx(10.244, abs=1e-3)
+
+
+def test_it_scores_an_unusual_row_and_names_the_series_that_stands_out() -> None:
+    settings = ForestSettings(first_rows=64, row_seconds=1, rows=128)
+    vote = ForestVote(settings, SameThreadExecutor())
+    vote.grow(KEYS)
+    random = np.random.default_rng(0)
+    learn = np.ones(5, dtype=bool)
+    usual = []
+    for tick in range(260):
+        scores = vote.score(float(tick), 100 + random.normal(size=5), learn)
+        usual.append(scores.score)
+    assert np.nanmean(np.nanmax(np.array(usual[120:]), axis=1) > 1) < 0.05
+    strange = vote.score(260.0, np.array([160, 100, 900, 160, 160.0]), learn).score
+    assert strange[2] > 1
+    assert np.argmax(strange) == 2
+    assert strange[1] < 0.1
+
+
+def test_two_entities_are_scored_apart() -> None:
+    settings = ForestSettings(first_rows=64, row_seconds=1, rows=128)
+    vote = ForestVote(settings, SameThreadExecutor())
+    vote.grow([SeriesKey(f"host/{name}", f"s{n}") for name in "ab" for n in range(3)])
+    random = np.random.default_rng(0)
+    learn = np.ones(6, dtype=bool)
+    for tick in range(200):
+        vote.score(float(tick), 100 + random.normal(size=6), learn)
+    scores = vote.score(200.0, np.array([100, 100, 100, 900, 900, 900.0]), learn).score
+    assert np.nanmin(scores[3:]) > 2 * np.nanmax(scores[:3])
+
+
+def test_no_forest_is_fitted_where_nothing_moves() -> None:
+    vote = ForestVote(ForestSettings(first_rows=20, row_seconds=1), SameThreadExecutor())
+    vote.grow(KEYS)
+    for tick in range(100):
+        scores = vote.score(float(tick), np.full(5, 3.0), np.ones(5, dtype=bool))
+    assert np.isnan(scores.score).all()
+
+
+def test_a_fit_is_used_from_its_hand_over_tick_on() -> None:
+    settings = ForestSettings(first_rows=20, row_seconds=1, handover_ticks=7)
+    vote = ForestVote(settings, SameThreadExecutor())
+    vote.grow(KEYS)
+    random = np.random.default_rng(0)
+    known = [
+        bool(np.isfinite(vote.score(float(t), random.normal(size=5), np.ones(5, bool)).score).any())
+        for t in range(60)
+    ]
+    # The twentieth row is kept at tick 19, where the fit is submitted.
+    assert known.index(True) == 19 + 7
