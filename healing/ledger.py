@@ -24,6 +24,7 @@ from healing.errors import (
     LedgerError,
     WrongStateError,
 )
+from healing.wording import plain_text
 
 __all__ = ["EVENT_OF", "IN_EFFECT", "LIVE", "UNDER_WAY", "Ledger", "LedgerError", "related"]
 
@@ -51,6 +52,9 @@ EVENT_OF: Mapping[ActionState, EventKind] = {
     ActionState.UNDONE: EventKind.ACTION_UNDONE,
     ActionState.ESCALATED: EventKind.ESCALATED,
 }
+
+_LONGEST_REASON = 2000
+_LONGEST_ACTOR = 100
 
 _FINISHED = frozenset(ActionState) - LIVE
 
@@ -111,6 +115,8 @@ class Ledger:
             DuplicateActionError: when its idempotency key is known.
             EntityBusyError: when its state is INTENT and another action is under way there.
         """
+        reason = plain_text(action.reason, _LONGEST_REASON)
+        action = action.model_copy(update={"reason": reason})
         with self._engine.begin() as connection:
             if action.state in UNDER_WAY:
                 self._require_idle(connection, action)
@@ -158,12 +164,12 @@ class Ledger:
                 self._require_idle(connection, before)
             changes: dict[str, Any] = {
                 "state": to_state.value,
-                "reason": reason,
+                "reason": plain_text(reason, _LONGEST_REASON),
                 "updated_seconds": now,
                 "proof": json.dumps([*before.proof, *proof]),
             }
             if actor is not None:
-                changes["actor"] = actor
+                changes["actor"] = plain_text(actor, _LONGEST_ACTOR)
             if confidence is not None:
                 changes["confidence"] = confidence
             if to_state is ActionState.INTENT:

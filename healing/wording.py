@@ -13,6 +13,15 @@ _STATEMENTS = 2
 _LONGEST = 160
 
 
+def plain_text(text: str, longest: int) -> str:
+    """Return text on one line without control characters, cut to a length.
+
+    What services answer and people type ends on terminals and pages: it must not steer them.
+    """
+    plain = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return plain if len(plain) <= longest else f"{plain[: longest - 1]}…"
+
+
 def plan_words(remedy: Remedy, entity: str, parameters: Mapping[str, Any]) -> str:
     """Return what an action would do: ``Restart the engine of service/llm``."""
     return _filled(remedy.plan, remedy, entity, parameters)
@@ -50,5 +59,4 @@ def _is_number(value: object) -> bool:
 
 
 def _cut(text: str) -> str:
-    plain = " ".join(text.split())
-    return plain if len(plain) <= _LONGEST else f"{plain[: _LONGEST - 1]}…"
+    return plain_text(text, _LONGEST)

@@ -54,6 +54,16 @@ def test_a_change_that_does_not_happen_tells_nothing(ledger: Ledger, journal: Jo
     ]
 
 
+def test_what_people_type_cannot_steer_a_terminal(ledger: Ledger, journal: Journal) -> None:
+    ledger.record(make_action(reason="a\x1b[2Jb"))
+    ledger.reject("act-1", "mia\x07", "no\r\n\x1b]0;owned\x07" + "x" * 5000, 2.0)
+    action = ledger.get("act-1")
+    assert action.actor == "mia"
+    assert action.reason.isprintable()
+    assert len(action.reason) == 2000
+    assert journal.events()[0].summary == "a [2Jb"
+
+
 def test_an_idempotency_key_is_taken_once(ledger: Ledger, journal: Journal) -> None:
     ledger.record(make_action(idempotency_key="k"))
     with pytest.raises(DuplicateActionError):
