@@ -7,7 +7,7 @@ write dashboards with (``host``, ``gpu_id``, ``service``, ``collector``) and sta
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
@@ -149,13 +149,25 @@ def _family(signal: str) -> GaugeMetricFamily:
     return GaugeMetricFamily(signal, text, labels=LABELS)
 
 
-def _label_values(info: SeriesInfo) -> list[str]:
-    pieces = info.key.entity.split("/")
+def labels_of(entity: str, described: Mapping[str, str]) -> dict[str, str]:
+    """Return the Prometheus labels of a series: of :data:`LABELS`, those that it has.
+
+    Args:
+        entity: what the series is about.
+        described: the labels of its samples.
+    """
+    pieces = entity.split("/")
     labels = {
         _LABEL_OF_KIND[kind]: name
         for kind, name in zip(pieces[::2], pieces[1::2], strict=False)
         if kind in _LABEL_OF_KIND
     }
-    labels["entity"] = info.key.entity
-    labels["simulated"] = info.labels.get("simulated", "")
+    labels["entity"] = entity
+    if simulated := described.get("simulated", ""):
+        labels["simulated"] = simulated
+    return labels
+
+
+def _label_values(info: SeriesInfo) -> list[str]:
+    labels = labels_of(info.key.entity, info.labels)
     return [labels.get(name, "") for name in LABELS]

@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints, field_validator
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.@+-]{1,64}$")]
+LabelName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z_][a-zA-Z0-9_]{0,63}$")]
 Url = Annotated[str, StringConstraints(pattern=r"^https?://[^\s]+$", max_length=2048)]
 
 
@@ -84,6 +85,31 @@ class PrometheusTarget(_Frozen):
     )
 
 
+class PushSettings(_Frozen):
+    """What `galen agent` sends from this machine, by Prometheus remote write."""
+
+    url: Url | None = Field(
+        None, description="where to send, such as http://prometheus:9090/api/v1/write"
+    )
+    token: SecretStr | None = Field(None, description="bearer token")
+    interval_seconds: float = Field(15.0, ge=1, le=3600, description="time between two polls")
+    deadline_seconds: float = Field(30.0, gt=0, le=300, description="the longest for one request")
+    batch_samples: int = Field(
+        2000, ge=1, le=100_000, description="samples in one request; a whole poll is never split"
+    )
+    shortest_backoff_seconds: float = Field(
+        0.5, gt=0, le=60, description="wait after the first failure; it doubles with each more"
+    )
+    longest_backoff_seconds: float = Field(30.0, gt=0, le=3600, description="the longest wait")
+    spool_megabytes: float = Field(
+        256.0, gt=0, le=65_536, description="the buffer on disk; when full the oldest is dropped"
+    )
+    verify_tls: bool = Field(default=True, description="false accepts any certificate")
+    labels: dict[LabelName, str] = Field(
+        default_factory=dict, description="labels to add to every series, such as cluster"
+    )
+
+
 class CollectorsSettings(_Frozen):
     """What to collect, how often, and how long to keep it."""
 
@@ -105,6 +131,7 @@ class CollectorsSettings(_Frozen):
     prometheus: tuple[PrometheusTarget, ...] = Field(
         (), max_length=64, description="Prometheus servers to read"
     )
+    push: PushSettings = Field(PushSettings(), description="remote write by `galen agent`")
     exporter_host: str = Field("127.0.0.1", min_length=1, description="address of galen export")
     exporter_port: int = Field(9101, ge=0, le=65535, description="port of galen export; 0 is any")
     exporter_max_age_seconds: float = Field(
