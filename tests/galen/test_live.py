@@ -1,0 +1,79 @@
+"""The whole house, live: real service, real worker, real traffic, real faults."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from analysis.journal import EventKind, Journal
+from collectors.store.sqlite import SqliteSeriesReader
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(420)]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def galen(*arguments: str, state_dir: Path, port: int) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "GALEN_INFERENCE__PORT": str(port)}
+    command = [sys.executable, "-m", "galen", *arguments, "--state-dir", str(state_dir)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=400)
+
+
+def left_behind(state_dir: Path) -> list[int]:
+    return [
+        process.pid
+        for process in psutil.process_iter(["cmdline"])
+        if str(state_dir) in " ".join(process.info["cmdline"] or [])
+    ]
+
+
+def test_up_runs_everything_and_stops_everything(tmp_path: Path) -> None:
+    done = galen(
+        "up", "--demo", "--no-dashboard", "--for", "12", state_dir=tmp_path, port=free_port()
+    )
+    assert done.returncode == 0, done.stderr
+    journal = Journal(tmp_path / "journal.sqlite")
+    kinds = [event.kind for event in journal.events()]
+    assert kinds[0] is EventKind.STARTED
+    assert kinds[-1] is EventKind.STOPPED
+    assert journal.broken_links() == []
+    reader = SqliteSeriesReader(tmp_path / "series.sqlite")
+    known = {info.key.signal: info for info in reader.series()}
+    assert known["llm_requests_per_second"].last_value > 0
+    assert known["canary_output_match"].last_value == 1
+    assert known["gpu_utilization_percent"].labels["simulated"] == "true"
+    assert left_behind(tmp_path) == []
+
+
+def test_a_hang_is_found_explained_healed_and_proven(tmp_path: Path) -> None:
+    done = galen(
+        "drill", "--fault", "engine_hang", "--json", "--warm-up-seconds", "60",
+        "--quiet-seconds", "10", state_dir=tmp_path, port=free_port(),
+    )  # fmt: skip
+    (row,) = json.loads(done.stdout)["faults"]
+    assert row["detected"], done.stderr
+    assert row["rank_of_cause"] == 1, done.stderr
+    assert row["action"] == "restart_engine"
+    assert row["healed"], done.stderr
+    assert left_behind(tmp_path) == []
+
+
+def test_a_port_that_is_taken_is_named_with_the_fix(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        done = galen("up", state_dir=tmp_path, port=int(taken.getsockname()[1]))
+    assert done.returncode == 1
+    assert "inference.port" in done.stderr
+    assert "Traceback" not in done.stderr
