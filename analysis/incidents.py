@@ -48,6 +48,7 @@ class _Open:
     stack: str
     on_gpu: bool
     clear_since_seconds: float | None = None
+    hidden_since_seconds: float | None = None
     challenger: str = ""
     challenger_ticks: int = 0
 
@@ -210,11 +211,16 @@ class IncidentTracker:
         if diagnosis is not None:
             self._consider(tracked, anomalies, diagnosis, view.told)
         # What nobody can see is not known to be over.
-        hidden = tracked.incident.entity not in view.visible
-        if hidden or any(self._holds(tracked, each) for each in anomalies):
+        now = view.remembered.time_seconds
+        if tracked.incident.entity not in view.visible:
+            tracked.clear_since_seconds = None
+            self._consider_abandoning(now, tracked, view.told)
+            return
+        tracked.hidden_since_seconds = None
+        if any(self._holds(tracked, each) for each in anomalies):
             tracked.clear_since_seconds = None
         else:
-            self._consider_end(view.remembered.time_seconds, tracked, view.told)
+            self._consider_end(now, tracked, view.told)
 
     # --- opening ---------------------------------------------------------------------------------
 
@@ -358,24 +364,31 @@ class IncidentTracker:
     def _consider_end(self, now: float, tracked: _Open, told: _Told) -> None:
         if tracked.clear_since_seconds is None:
             tracked.clear_since_seconds = now
-        if now - tracked.clear_since_seconds < self._settings.resolve_after_seconds:
-            return
-        incident = tracked.incident.model_copy(
-            update={
-                "state": IncidentState.RESOLVED,
-                "resolved_seconds": now,
-                "updated_seconds": now,
-            }
-        )
+        if now - tracked.clear_since_seconds >= self._settings.resolve_after_seconds:
+            lasted = now - tracked.incident.onset_seconds
+            self._close(now, tracked, told, f"Over after {lasted:.0f} s: {tracked.incident.title}.")
+
+    def _consider_abandoning(self, now: float, tracked: _Open, told: _Told) -> None:
+        if tracked.hidden_since_seconds is None:
+            tracked.hidden_since_seconds = now
+        if now - tracked.hidden_since_seconds >= self._settings.abandon_after_seconds:
+            entity, title = tracked.incident.entity, tracked.incident.title
+            words = (
+                f"Closed without being seen to end, nothing measures {entity} any more: {title}."
+            )
+            self._close(now, tracked, told, words)
+
+    def _close(self, now: float, tracked: _Open, told: _Told, words: str) -> None:
+        update = {
+            "state": IncidentState.RESOLVED,
+            "resolved_seconds": now,
+            "updated_seconds": now,
+        }
+        incident = tracked.incident.model_copy(update=update)
         self._open.remove(tracked)
         self._resolved = [*self._resolved, _Open(incident, tracked.stack, tracked.on_gpu)]
         self._resolved = self._resolved[-_KEPT_RESOLVED:]
-        lasted = now - incident.onset_seconds
-        told.changes.append(
-            change_of(
-                ChangeKind.RESOLVED, incident, f"Over after {lasted:.0f} s: {incident.title}."
-            )
-        )
+        told.changes.append(change_of(ChangeKind.RESOLVED, incident, words))
 
     def _holds(self, tracked: _Open, anomaly: Anomaly) -> bool:
         """Say whether an anomaly keeps an incident open: what it did to users, or what its cause does.

@@ -49,6 +49,13 @@ class IncidentSettings(BaseModel):
     resolve_after_seconds: float = Field(
         8.0, ge=0, le=3600, description="How long all symptoms must be gone before it is over."
     )
+    abandon_after_seconds: float = Field(
+        3600.0,
+        ge=60,
+        le=604800,
+        description="How long nothing may be measured of an incident's entity before it is closed as "
+        "not seen any more, such as after the service was taken away.",
+    )
     reopen_within_seconds: float = Field(
         5.0,
         ge=0,

@@ -117,6 +117,9 @@ class EvidenceReader:
         weak, strong = self._settings.weak_score, self._settings.strong_score
         ramp = (state.score - weak) / max(strong - weak, 1e-9)
         strength = min(1.0, max(0.0, ramp))
+        if state.active:
+            # The alert policy has looked at how long it lasts as well.
+            strength = max(strength, self._settings.active_strength)
         if state.direction is observation.direction:
             return strength
         if state.direction is Direction.EVENT and strength > 0:

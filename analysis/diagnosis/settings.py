@@ -16,6 +16,9 @@ class DiagnosisSettings(BaseModel):
     strong_score: float = Field(
         1.6, gt=0, le=50, description="Anomaly score from which a deviation counts fully as seen."
     )
+    active_strength: float = Field(
+        0.75, ge=0, le=1, description="How surely a deviation that was raised counts as seen."
+    )
     item_cap_nats: float = Field(
         4.0, gt=0, le=20, description="The most that one observation may add or take, in nats."
     )

@@ -243,6 +243,17 @@ def test_what_nobody_can_see_is_not_over(scenarios: Scenarios, world: Any) -> No
     assert ChangeKind.RESOLVED not in course.kinds
 
 
+def test_what_is_never_seen_again_is_closed_in_the_end(scenarios: Scenarios, world: Any) -> None:
+    course = Course(abandon_after_seconds=60)
+    course.play(scenarios["engine_hang"](), 5)
+    dark = type(world)().blind("service/llm")
+    dark.set(canary_success=None, canary_latency_seconds=None, canary_output_match=None)
+    dark.quiet = set(dark.values)
+    course.play(dark, 70)
+    assert course.kinds[-1] is ChangeKind.RESOLVED
+    assert "nothing measures service/llm any more" in course.changes[-1][1].summary
+
+
 def test_the_worst_is_kept(scenarios: Scenarios, world: Any) -> None:
     course = Course()
     course.play(scenarios["engine_hang"](), 5)
