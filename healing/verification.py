@@ -6,7 +6,7 @@ verification goes on where it was after a restart. Missing data is never proof.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
@@ -37,6 +37,8 @@ EVIDENCE_SHARE = 0.75
 """Share of the evidence's weight that has to be gone. Weights are log odds: without three quarters of
 them the diagnosis would not be made."""
 BEFORE_SECONDS = 5.0
+"""How long before an action tells whether a check held before it."""
+_MOST_SYMPTOMS_TOLD = 4
 RELAPSE_SECONDS = 10.0
 """A check that fails for so long without a break after it was proven means that the symptom is back."""
 
@@ -197,7 +199,10 @@ class Verifier:
             if found is not None:
                 judged.append(found)
         if judged:
-            return _weigh(judged, now)
+            # What another check says in words already is weighed, and not said again.
+            wanted = subject.verification
+            names = {*wanted.required, *wanted.optional} & self._checks.keys()
+            return _weigh(judged, now, said={self._checks[name].signal for name in names})
         if waiting or now < subject.from_seconds + subject.verification.settle_seconds:
             words = "the symptoms: only values from before the action so far"
             return CheckResult(EVIDENCE, CheckState.UNMEASURED, words)
@@ -241,6 +246,7 @@ class Verifier:
 class _Judged(NamedTuple):
     """One symptom and how it is now."""
 
+    signal: str
     weight: float
     reading: _Reading
     words: str
@@ -313,9 +319,9 @@ def _band_of_rule(
 ) -> _Band | None:
     unit = unit_of(rule.signal)
     if rule.at_least is not None:
-        return _at_least(rule.at_least, f"at least {value_words(rule.at_least, unit)}")
+        return _at_least(rule.at_least, _limit_words("at least", rule.at_least, unit))
     if rule.at_most is not None:
-        return _at_most(rule.at_most, f"at most {value_words(rule.at_most, unit)}")
+        return _at_most(rule.at_most, _limit_words("at most", rule.at_most, unit))
     known = next(
         (i for i in subject.evidence if (i.entity, i.signal) == key and _edge_of(i) is not None),
         None,
@@ -338,7 +344,7 @@ def _judge(
     reading = _read(history, key, band, start, now)
     if reading.state is CheckState.UNMEASURED and _needs_traffic(item, history):
         return None
-    return _Judged(item.weight, reading, _told(item.signal, reading, band.words, now))
+    return _Judged(item.signal, item.weight, reading, _told(item.signal, reading, band.words, now))
 
 
 def _band_of_evidence(item: Evidence, subject: Subject, history: History) -> _Band | None:
@@ -388,6 +394,11 @@ def _normal(edge: float, signal: str, *, upper: bool) -> _Band:
     return _at_least(edge - slack, f"normal from {words}")
 
 
+def _limit_words(relation: str, limit: float, unit: str) -> str:
+    words = value_words(limit, unit)
+    return f"has to be {words}" if unit == "bool" else f"{relation} {words}"
+
+
 def _at_least(limit: float, words: str) -> _Band:
     return _Band(lambda values: values >= limit, words)
 
@@ -410,10 +421,11 @@ def _needs_traffic(item: Evidence, history: History) -> bool:
     )
 
 
-def _weigh(judged: Sequence[_Judged], now: float) -> CheckResult:
+def _weigh(judged: Sequence[_Judged], now: float, said: Collection[str]) -> CheckResult:
     """Judge the symptoms together, each by its weight in the diagnosis."""
     total = sum(one.weight for one in judged)
-    told = "; ".join(one.words for one in judged[:4])
+    news = [one.words for one in judged if one.signal not in said]
+    told = "; ".join(news[:_MOST_SYMPTOMS_TOLD]) or "the symptoms are among these"
     for state, share in (
         (CheckState.HOLDS, EVIDENCE_SHARE),
         (CheckState.FAILS, 1 - EVIDENCE_SHARE + 1e-9),

@@ -134,7 +134,7 @@ def test_it_fails_at_the_deadline_and_says_what_is_missing(hung: Timeline) -> No
 def test_what_the_action_broke_is_named(hung: Timeline) -> None:
     hung.add(20, {**HUNG, "engine_up": 0.0})
     (worse,) = hung.verify().worse
-    assert worse.startswith("engine_up no (at least yes")
+    assert worse.startswith("engine_up no (has to be yes")
 
 
 def test_three_quarters_of_the_evidence_has_to_be_gone(hung: Timeline) -> None:
