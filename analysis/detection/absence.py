@@ -105,6 +105,7 @@ class DropToZero:
         self._columns = Columns(
             level=np.nan,
             zero_ratio=0.0,
+            ratio_before=0.0,
             longest=0.0,
             run=0.0,
             count=0.0,
@@ -127,7 +128,7 @@ class DropToZero:
         known = (
             judged
             & steady
-            & (columns["zero_ratio"] < own.usual_zero_ratio)
+            & (columns["ratio_before"] < own.usual_zero_ratio)
             & (columns["count"] >= own.warm_values)
         )
         score = np.where(zero, run / np.maximum(allowed + 0.5, 1e-9), 0.0)
@@ -171,6 +172,8 @@ class DropToZero:
         )
         columns["zero_ratio"][taken] += (rate * (zero - columns["zero_ratio"]))[taken]
         working = taken & ~zero
+        # The run that is judged must not make zeros look usual.
+        columns["ratio_before"][working] = columns["zero_ratio"][working]
         level = np.where(np.isnan(columns["level"]), values, columns["level"])
         columns["level"][working] = (level + rate * (values - level))[working]
 

@@ -148,7 +148,8 @@ def _found(times: FloatArray, values: FloatArray, step: float) -> list[float]:
     grid = np.interp(times[0] + step * np.arange(count), times[present], values[present])
     grid = grid - grid.mean()
     spectrum = np.fft.rfft(grid, 2 * count)
-    correlation = np.fft.irfft(np.abs(spectrum) ** 2)[: count // _CYCLES]
+    full = np.fft.irfft(np.abs(spectrum) ** 2)[:count]
+    correlation = full[: count // _CYCLES]
     if len(correlation) < 8 or correlation[0] <= 0:
         return []
     correlation = correlation / correlation[0]
@@ -156,4 +157,26 @@ def _found(times: FloatArray, values: FloatArray, step: float) -> list[float]:
     if not below.size:
         return []
     lag = int(below[0] + np.argmax(correlation[below[0] :]))
-    return [lag * step] if correlation[lag] > 0.3 else []
+    if correlation[lag] <= 0.3:
+        return []
+    period = _refined(full, lag) * step
+    # A period that is nearly a day or a week is one: its phase then does not drift.
+    named = [known for known in (DAY_SECONDS, WEEK_SECONDS) if abs(period / known - 1.0) < 0.02]
+    return named[:1] or [period]
+
+
+def _refined(correlation: FloatArray, lag: int) -> float:
+    """Return the period in steps, from the peaks near its multiples, which tell it more finely."""
+    # Fewer pairs of values overlap at longer lags; without that the peaks lean to shorter ones.
+    level = correlation / np.arange(len(correlation), 0, -1)
+    period = float(lag)
+    for multiple in range(1, int(len(level) * 0.7 / lag)):
+        middle, reach = round(multiple * period), max(1, lag // 8)
+        near = level[max(middle - reach, 1) : middle + reach + 1]
+        if len(near) < 2 * reach + 1 or near.max() <= 0:
+            break
+        peak = int(max(middle - reach, 1) + np.argmax(near))
+        before, at, after = level[peak - 1 : peak + 2]
+        bend = before - 2.0 * at + after
+        period = (peak + (0.5 * (before - after) / bend if bend < 0 else 0.0)) / multiple
+    return period

@@ -126,8 +126,11 @@ class TrendSettings(DetectionTable):
     settle_seconds: float = Field(
         45.0, ge=0, le=86400, description="Growth of a new or restarted process that is warm-up."
     )
-    deadbands: float = Field(
-        2.0, ge=0.5, le=100, description="Growth over the window that matters, in deadbands."
+    least_share: float = Field(
+        0.25,
+        gt=0,
+        le=10,
+        description="Growth over a window that matters, in least deviations of the signal.",
     )
     slow_share: float = Field(
         0.03, gt=0, le=1, description="Growth over the slow window that matters, as a share."

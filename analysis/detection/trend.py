@@ -7,8 +7,8 @@ before. Direction: up. Warm-up: :attr:`TrendSettings.settle_seconds` after the f
 each restart of the process, which shows as a fall by a fifth.
 
 The slope is the median of pairwise slopes and monotony is Kendall's tau (Theil, 1950; Sen, 1968;
-Mann, 1945). It fails on leaks slower than the deadband in a window, which the forecast of exhaustion
-is for.
+Mann, 1945). It fails on leaks that grow by less than what matters in the
+slow window.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Trend:
         self._fast.push(time_seconds, level, given)
         interval = own.slow_seconds / (own.slow_points - 1)
         due = given & (self._slow.age(time_seconds) >= interval - 1e-6)
-        need = own.deadbands * self._profiles["deadband"][watched]
+        need = own.least_share * self._profiles["least"][watched]
         slow_need = np.maximum(need, own.slow_share * np.nan_to_num(np.abs(level)))
         if due.any():
             self._slow.push(time_seconds, level, due)

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from analysis.detection.seasonal_fit import DAY_SECONDS, SeasonalShape, fit_shape
+
+STEP = 600.0
+TIMES = 1_700_006_400 + STEP * np.arange(144 * 8)
+
+
+def noise(scale: float, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0, scale, len(TIMES))
+
+
+def daily(times: np.ndarray) -> np.ndarray:
+    return 10 * np.sin(2 * np.pi * times / DAY_SECONDS)
+
+
+def test_a_daily_shape_is_found_and_predicts() -> None:
+    shape = fit_shape(TIMES, 50 + daily(TIMES) + noise(1.0))
+    assert shape is not None
+    assert shape.period_seconds == DAY_SECONDS
+    later = TIMES[-1] + STEP * np.arange(1, 145)
+    np.testing.assert_allclose(shape.over(later), daily(later), atol=1.5)
+
+
+def test_noise_has_no_shape() -> None:
+    assert fit_shape(TIMES, 50 + noise(5.0)) is None
+
+
+def test_a_random_walk_has_no_shape() -> None:
+    assert fit_shape(TIMES, np.cumsum(noise(1.0))) is None
+
+
+def test_a_shape_that_ended_is_not_kept() -> None:
+    values = 50 + daily(TIMES) + noise(0.5)
+    values[-145:] = 50 + noise(0.5)[-145:]
+    assert fit_shape(TIMES, values) is None
+
+
+def test_gaps_and_outliers_do_not_spoil_a_fit() -> None:
+    values = 50 + daily(TIMES) + noise(1.0)
+    values[200:230] = np.nan
+    values[np.random.default_rng(2).choice(len(values), 20, replace=False)] = 200.0
+    shape = fit_shape(TIMES, values)
+    assert shape is not None
+    assert np.abs(shape.over(TIMES) - daily(TIMES)).mean() < 2
+
+
+def test_a_period_is_found_finely() -> None:
+    times = np.arange(900.0)
+    period = 62.83
+    values = np.sin(2 * np.pi * times / period) + np.random.default_rng(1).normal(0, 0.1, 900)
+    shape = fit_shape(times, values)
+    assert shape is not None
+    assert shape.period_seconds == pytest.approx(period, rel=0.003)
+
+
+def test_too_little_history_gives_none() -> None:
+    assert fit_shape(TIMES[:40], daily(TIMES[:40])) is None
+    assert fit_shape(TIMES[:200], np.full(200, np.nan)) is None
+
+
+def test_a_shape_is_continuous_over_the_end_of_its_period() -> None:
+    shape = SeasonalShape(100.0, np.array([0.0, 1.0, 4.0, 2.0]))
+    assert shape.at(12.5) == 0.0
+    assert shape.at(99.999) == pytest.approx(shape.at(100.001), abs=1e-3)
+    times = np.linspace(0, 300, 50)
+    np.testing.assert_allclose(shape.over(times), [shape.at(float(time)) for time in times])
