@@ -230,7 +230,7 @@ SCENARIOS: dict[str, Callable[[], World]] = {
         .set(990.0, GPU, gpu_utilization_percent=99)
         .set(990.0, HOST, host_cpu_percent=90)
     ),
-    "client_errors": lambda: World().set(llm_client_error_ratio=0.9),
+    "client_errors": lambda: World().set(llm_client_error_ratio=0.6),
     "host_memory_leak": lambda: World().set(engine_resident_memory_bytes=9e8),
     "host_cpu_contention": lambda: (
         World()
