@@ -1,0 +1,64 @@
+"""Fits seasonal shapes for the live baseline from stored history; run it beside the watch loop.
+
+shapes = fit_shapes(reader, now - 21 * DAY_SECONDS, now)   # in a thread
+pipeline.adopt_shapes(shapes)                              # between two ticks
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from analysis.detection.contract import FloatArray
+from analysis.detection.profiles import SeriesProfiles
+from analysis.detection.seasonal_fit import SeasonalShape, fit_shape
+from collectors.contract import SeriesKey
+from collectors.store.contract import SeriesReader
+
+_STEP_SECONDS = 300.0
+"""Shapes are of days and weeks: medians over five minutes lose nothing and cost little."""
+
+
+def fit_shapes(
+    reader: SeriesReader,
+    start_seconds: float,
+    end_seconds: float,
+    periods_seconds: Sequence[float] = (),
+) -> dict[SeriesKey, SeasonalShape]:
+    """Fit every stored series, one read each, and return those that have a shape.
+
+    Args:
+        reader: of the series store.
+        start_seconds: the first time that is read.
+        end_seconds: the first time that is not.
+        periods_seconds: periods to try; by default a day, a week and the one that the data show.
+    """
+    shapes: dict[SeriesKey, SeasonalShape] = {}
+    for info in reader.series():
+        profile = SeriesProfiles()
+        profile.grow([info.key])
+        if not profile["statistical"][0] or profile["counter"][0]:
+            continue
+        frame = reader.read(
+            start_seconds=start_seconds,
+            end_seconds=end_seconds,
+            entities=[info.key.entity],
+            signals=[info.key.signal],
+        )
+        times, values = _medians(frame)
+        if len(times) < 2:
+            continue
+        shape = fit_shape(times, profile.forward(values), periods_seconds)
+        if shape is not None:
+            shapes[info.key] = shape
+    return shapes
+
+
+def _medians(frame: pd.DataFrame) -> tuple[FloatArray, FloatArray]:
+    """Return the middle of each step that has values, and their median."""
+    slot = np.floor(frame["time"].to_numpy(dtype=float) / _STEP_SECONDS).astype(np.int64)
+    medians = frame["value"].groupby(slot).median()
+    times = (medians.index.to_numpy(dtype=float) + 0.5) * _STEP_SECONDS
+    return times, medians.to_numpy(dtype=float)
