@@ -184,7 +184,7 @@ class Climber:
         needed = self._settings.stable_seconds
         if case.incident.verdict is Verdict.UNKNOWN:
             # Most that is unknown at first becomes clear; a person is only called to what does not.
-            needed = max(needed, self._settings.propose_after_seconds)
+            needed = max(needed, self._settings.unknown_after_seconds)
         if case.stable_seconds >= needed:
             return True
         if case.now - case.watch.first_seen_seconds >= self._settings.patience_seconds:
@@ -218,7 +218,7 @@ class Climber:
                 self._note_blocked(case, plan, decision)
                 return True
             case Course.STOP:
-                pass
+                self._note_blocked(case, plan, decision)
         return False
 
     def _request(

@@ -29,6 +29,8 @@ class GuardReason(StrEnum):
     INCIDENT_CLOSED = "incident_closed"
     KILL_SWITCH = "kill_switch"
     MODE_OFF = "mode_off"
+    OWN_DOING = "own_doing"
+    """What is seen is the effect of an action that Galen took and that still stands."""
     NO_EXECUTOR = "no_executor"
     """Nothing here can act on the entity."""
     NO_BASELINE = "no_baseline"
@@ -69,6 +71,7 @@ _COURSES = {
     GuardReason.INCIDENT_CLOSED: Course.STOP,
     GuardReason.KILL_SWITCH: Course.WAIT,
     GuardReason.MODE_OFF: Course.SKIP,
+    GuardReason.OWN_DOING: Course.STOP,
     GuardReason.NO_EXECUTOR: Course.SKIP,
     GuardReason.NO_BASELINE: Course.SKIP,
     GuardReason.ATTEMPTS_EXHAUSTED: Course.SKIP,
@@ -161,6 +164,17 @@ class Guard:
         note = " ".join(said.split())[:200]
         return f"the file {path} exists" + (f": {note}" if note else "")
 
+    def own_doing(self, cause: str, entity: str) -> str:
+        """Return which standing action of Galen's own a cause looks like, in words; empty for none.
+
+        Without this, one remedy would take back another in turn.
+        """
+        for action in (*self._ledger.actions(states=UNDER_WAY), *self._ledger.standing()):
+            remedy = self._policy.actions.get(action.action)
+            if remedy is not None and cause in remedy.explains and related(action.entity, entity):
+                return f"{cause} is what Galen's own {action.action} on {action.entity} looks like"
+        return ""
+
     def decide(self, request: Request, now: float) -> Decision:
         """Judge one request."""
         if request.incident.state is not IncidentState.OPEN:
@@ -168,6 +182,11 @@ class Guard:
         mode = self.mode_of(request.remedy)
         if mode is Mode.OFF:
             return Decision(GuardReason.MODE_OFF, f"the mode of {request.remedy.name} is off")
+        lead = request.incident.leading
+        if lead is not None and not request.approved:
+            own = self.own_doing(lead.cause, lead.entity)
+            if own:
+                return Decision(GuardReason.OWN_DOING, own)
         if request.entity is None:
             return Decision(
                 GuardReason.NO_EXECUTOR,

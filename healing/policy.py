@@ -150,6 +150,8 @@ class Remedy(_Frozen):
     attempts: int = Field(ge=1, le=10)
     timeout_seconds: Annotated[float, Field(gt=0, le=600)]
     rollback: RollbackWhen
+    explains: frozenset[str] = frozenset()
+    """Causes that this action itself looks like while it stands."""
     undo_after_seconds: Annotated[float, Field(gt=0, le=86_400)] | None = None
     verification: Verification | None = None
 

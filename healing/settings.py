@@ -98,6 +98,10 @@ class HealingSettings(_Frozen):
         le=3600,
         description="How long confidence may stay low before a person is asked.",
     )
+    unknown_after_seconds: float = Field(
+        30.0, ge=0, le=3600,
+        description="How long a cause must stay unknown before a person is called.",
+    )  # fmt: skip
     patience_seconds: float = Field(
         120.0, ge=1, le=86_400,
         description="How long the guard may hold an action back before a person is told.",

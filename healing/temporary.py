@@ -147,10 +147,13 @@ class TemporaryActions:
         executed = action.executed_seconds or action.updated_seconds
         incident = incidents.get(action.incident_id) or self._journal.incident(action.incident_id)
         open_now = [one for one in incidents.values() if one.state is IncidentState.OPEN]
+        explains = self._policy.actions[action.action].explains
         same_place = any(
             related(one.entity, action.entity)
             or (one.leading is not None and related(one.leading.entity, action.entity))
             for one in open_now
+            # What only shows that the action stands would keep it standing for good.
+            if one.leading is None or one.leading.cause not in explains
         )
         if same_place or (incident is not None and incident.state is IncidentState.OPEN):
             self._unclear[action.id] = now

@@ -358,9 +358,9 @@ def test_an_unknown_cause_calls_a_person_and_touches_nothing(world: World) -> No
     world.values.update(HUNG)
     lead = make_hypothesis("unknown", ("restart_engine", "page_human"))
     world.open(make_incident(lead, verdict=Verdict.UNKNOWN))
-    world.run(9)
+    world.run(29)
     assert world.states() == []
-    world.run(60)
+    world.run(40)
     assert world.states() == [("page_human", "escalated")]
     assert world.service.done == []
 
@@ -431,6 +431,35 @@ def test_a_limit_follows_from_the_traffic_before_the_incident(world: World) -> N
     world.open(make_incident(lead, onset_seconds=world.now - 1))
     world.run(4)
     assert world.service.done[0].parameters == {"requests_per_second": 6.0}
+
+
+def test_galen_does_not_heal_what_it_did_itself(world: World) -> None:
+    gpu = {"gpu_power_usage_watts": 200.0, "gpu_available": 1.0, "gpu_throttle_thermal": 1.0}
+    evidence = (make_evidence("gpu_throttle_thermal", low=0.0, high=0.0),)
+    world.values.update(gpu)
+    hot = make_hypothesis(
+        "gpu_thermal_throttle", ("lower_power_limit",), entity="host/box/gpu/0", evidence=evidence
+    )
+    # The fake history has one entity only, so the GPU is a part of it here.
+    world.gpu.entities = [f"{SERVICE}/gpu/0"]
+    hot = hot.model_copy(update={"entity": f"{SERVICE}/gpu/0"})
+    world.open(make_incident(hot, entity=f"{SERVICE}/gpu/0"))
+    world.gpu.effects["lower_power_limit"] = lambda command: world.values.update(
+        gpu_throttle_thermal=0.0
+    )
+    world.run(10)
+    assert world.states() == [("lower_power_limit", "confirmed")]
+    assert world.gpu.done[0].parameters == {"watts": 100.0}
+    cap = hot.model_copy(update={"cause": "gpu_power_cap", "remedies": ("restore_power_limit",)})
+    world.open(make_incident(cap, "inc-2", entity=f"{SERVICE}/gpu/0"))
+    world.run(60)
+    assert world.states() == [
+        ("lower_power_limit", "confirmed"),
+        ("restore_power_limit", "blocked"),
+    ]
+    world.resolve("inc-1")
+    world.run(70)  # the incident that only mirrors the action does not keep it standing
+    assert world.states()[0] == ("lower_power_limit", "undone")
 
 
 def test_an_unknown_remedy_is_for_a_person(world: World) -> None:

@@ -90,7 +90,7 @@ def test_a_limit_follows_the_draw_of_now(policy: Policy) -> None:
     step = Step(policy.actions["lower_power_limit"], 0, 1)
     executors = {"gpu": FakeExecutor([GPU], name="gpu")}
     plan = make_plan(step, lead, make_incident(lead, onset_seconds=990), executors, made)
-    assert plan.parameters == {"watts": 126.0}
+    assert plan.parameters == {"watts": 90.0}
     assert plan.missing_parameter == ""
     blind = make_plan(step, lead, make_incident(lead), executors, history())
     assert "gpu_power_usage_watts, whose present value is not known" in blind.missing_parameter
