@@ -27,7 +27,9 @@ def free_port() -> int:
 def galen(*arguments: str, state_dir: Path, port: int) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "GALEN_INFERENCE__PORT": str(port)}
     command = [sys.executable, "-m", "galen", *arguments, "--state-dir", str(state_dir)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=400)
+    return subprocess.run(
+        command, capture_output=True, text=True, env=environment, timeout=400, check=False
+    )
 
 
 def left_behind(state_dir: Path) -> list[int]:
