@@ -219,12 +219,16 @@ def _tensor(view: memoryview) -> TensorInfo:
     for number, value in _fields(_bytes(tensor.get(2, _EMPTY))):
         if number == 1:
             size = dict(_fields(_bytes(value)))
-            shape.append(_int(size[1]) if 1 in size else _text(size.get(2, _EMPTY)) or None)
+            length = _int(size.get(1, _UNKNOWN))
+            name = _text(size.get(2, _EMPTY)) or None
+            # A negative size, which some exporters write for "varies", looks like a huge one.
+            shape.append(length if length < _UNKNOWN else name)
     dtype = _TYPES.get(_int(tensor.get(1, 0)), ("other", 0))[0]
     return TensorInfo(name=_text(entry.get(1, _EMPTY)), dtype=dtype, shape=tuple(shape))
 
 
 _EMPTY = memoryview(b"")
+_UNKNOWN = 1 << 63
 
 
 def _fields(view: memoryview) -> Iterator[tuple[int, _Value]]:
