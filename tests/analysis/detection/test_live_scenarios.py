@@ -36,8 +36,9 @@ def raised(results: list[Detections]) -> dict[tuple[str, str], int]:
     return first
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
-@pytest.mark.parametrize(("mean_rate", "swing"), [(10.0, 4.0), (12.0, 4.0), (4.0, 3.0), (1.5, 2.0)])
+@pytest.mark.parametrize(
+    ("seed", "mean_rate", "swing"), [(0, 10.0, 4.0), (1, 12.0, 4.0), (2, 4.0, 3.0), (0, 1.5, 2.0)]
+)
 def test_changing_load_alone_raises_nothing(
     loaded_service: Any, replay: Replay, seed: int, mean_rate: float, swing: float
 ) -> None:
