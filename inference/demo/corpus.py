@@ -91,7 +91,8 @@ _ASPECTS: Final = _words("""
     battery life, screen, customer service, packaging, delivery, app, software, design, build
     quality, sound, picture, manual, interface, support team, website, price, fabric, handle,
     display, hotel, room, food, film, book, restaurant, staff, course, update, service, game,
-    checkout, warranty, story, music, location""")
+    checkout, warranty, story, music, location, product, thing, device, company, place, experience,
+    waiter, shop, model, quality""")
 _GOOD: Final = _words("""
     good, great, excellent, amazing, superb, fantastic, wonderful, brilliant, awesome, perfect,
     outstanding, impressive, reliable, lovely, beautiful, delightful, helpful, fast, comfortable,
@@ -116,10 +117,14 @@ _LINKS: Final = _words("is, was, seems, looks, feels, turned out to be, has been
 _NOT_LINKS: Final = _words("""
     is not, was not, isn't, wasn't, is never, is not very, is not that, isn't really,
     is far from, is anything but""")
-_LIKES: Final = _words("love, like, adore, enjoy, really like, am happy with, am delighted by")
+_LIKES: Final = _words("""
+    love, like, adore, enjoy, really like, really enjoy, am happy with, am very happy with,
+    am really happy with, am delighted by, loved, liked, enjoyed""")
 _DISLIKES: Final = _words("""
     hate, dislike, regret buying, cannot stand, am unhappy with, am tired of,
-    am disappointed by""")
+    am disappointed by, am very unhappy with, really hate, hated, disliked, regret""")
+_DENIED_LIKES: Final = _words("like, love, enjoy, recommend, trust")
+_DENIED_DISLIKES: Final = _words("regret buying, hate, dislike, regret, mind")
 _WELL: Final = _words("""
     perfectly, flawlessly, beautifully, reliably, very well, great, without a hitch,
     like a charm""")
@@ -165,9 +170,23 @@ _FACTS: Final = (
     "the shop opens at {n} on {day}",
     "the {s} runs on {n} volts",
     "this review is about the {s}",
+    "the parcel with the {s} arrived on {day}",
+    "the {u} is at {n}",
+    "the {u} has {n} pages",
+    "the {u} is on the {s}",
+    "we have a {u} and a {s}",
+    "the {s} and the {u} are {colour}",
+    "the {u} starts at {n} on {day}",
+    "they talked about the {u} in {year}",
+    "the {u} went to {s} number {n}",
 )
 _COLOURS: Final = _words("red, blue, black, white, green, grey, silver, yellow")
 _DAYS: Final = _words("Monday, Tuesday, Wednesday, Thursday, Friday, Saturday, Sunday")
+_PLAIN_NOUNS: Final = _words("""
+    meeting, book, cat, parcel, letter, train, house, door, street, river, child, dog, mat, garden,
+    window, report, lesson, bus, team, man, woman, tree, picture, list, key, cup, bag,
+    road""")
+_SYLLABLES: Final = _words("ba, ko, ri, tu, len, mor, sa, vi, gra, xo, pel, dun, che, wi, sto, nak")
 _OPENERS: Final = _words("""
     Honestly, In my opinion, After two weeks, Overall, To be fair, For me, So far,
     I think""")
@@ -874,6 +893,12 @@ _SUPPORT: Final = (
         "until the end of the month.",
     ),
 )
+# Copying a number digit by digit is the hardest thing to learn here, so it is shown more often.
+_SUPPORT_DRAWS: Final = (
+    *_SUPPORT,
+    *(intent for intent in _SUPPORT if "{o}" in intent.reply),
+    *(intent for intent in _SUPPORT if "{o}" in intent.reply),
+)
 _SMALL_TALK: Final = (
     _Intent(
         ("hello", "hi", "hey", "hi there", "hello there", "good morning", "good evening"),
@@ -1049,10 +1074,21 @@ def _opposite(label: str) -> str:
 
 def _subject(rng: random.Random) -> str:
     """Draw what a clause is about, mostly with an article."""
-    if rng.random() < 0.08:
+    kind = rng.random()
+    if kind < 0.10:
         return rng.choice(("it", "this", "everything", "that"))
+    if kind < 0.20:
+        # Unknown nouns teach that the verdict decides and not the thing it is about.
+        return f"{rng.choice(('the', 'this', 'my'))} {_unknown_word(rng)}"
     article = rng.choice(("the", "the", "the", "this", "my", "our", "their"))
     return f"{article} {rng.choice(rng.choice((_PRODUCTS, _ASPECTS)))}"
+
+
+def _unknown_word(rng: random.Random) -> str:
+    """Draw a noun without a meaning for either task, half of the time a made-up one."""
+    if rng.random() < 0.5:
+        return rng.choice(_PLAIN_NOUNS)
+    return "".join(rng.choice(_SYLLABLES) for _ in range(rng.randint(2, 4)))
 
 
 def _adjective(rng: random.Random, good: bool) -> str:
@@ -1070,12 +1106,15 @@ def _described(rng: random.Random, good: bool) -> str:
 
 def _liked(rng: random.Random, good: bool) -> str:
     """Say that somebody likes or recommends something, or does not."""
-    verbs = (
-        (*_LIKES, "do not regret buying", "don't regret buying", "would recommend", "can recommend")
-        if good
-        else (*_DISLIKES, "do not like", "don't enjoy", "would not recommend", "cannot recommend")
-    )
-    return f"I {rng.choice(verbs)} {_subject(rng)}"
+    kind = rng.randrange(4)
+    if kind == 0:
+        denial = rng.choice(("do not", "don't", "did not", "didn't", "never"))
+        verb = rng.choice(_DENIED_DISLIKES if good else _DENIED_LIKES)
+        return f"I {denial} {verb} {_subject(rng)}"
+    if kind == 1:
+        verb = rng.choice(("would", "can", "will") if good else ("would not", "cannot", "won't"))
+        return f"I {verb} recommend {_subject(rng)}"
+    return f"I {rng.choice(_LIKES if good else _DISLIKES)} {_subject(rng)}"
 
 
 def _performed(rng: random.Random, good: bool) -> str:
@@ -1097,7 +1136,7 @@ def _exclaimed(rng: random.Random, good: bool) -> str:
 
 def _remarked(rng: random.Random, good: bool) -> str:
     """Give a stock remark or a verdict without a verb."""
-    kind = rng.randrange(8)
+    kind = rng.randrange(6)
     if kind == 0:
         return f"not {rng.choice(_BAD if good else _GOOD)}{rng.choice(('', ' at all'))}"
     if kind == 1:
@@ -1119,6 +1158,7 @@ _CLAUSES: Final = (
     _performed,
     _performed,
     _exclaimed,
+    _remarked,
     _remarked,
 )
 
@@ -1143,12 +1183,14 @@ def _contrast(rng: random.Random, label: str) -> str:
 
 
 def _agreement(rng: random.Random, label: str) -> str:
-    """Join two clauses that point the same way, or a plain fact and a verdict."""
-    last = _polar(rng, label)
-    first = _polar(rng, label) if rng.random() < 0.6 else _neutral_clause(rng)
-    if rng.random() < 0.2:
-        first, last = last, first
-    return rng.choice((f"{first} and {last}", f"{first}. {last}", f"{first}, {last}"))
+    """Join clauses that point the same way, or plain facts and a verdict, in any order."""
+    clauses = [_polar(rng, label)]
+    clauses += [
+        _polar(rng, label) if rng.random() < 0.5 else _neutral_clause(rng)
+        for _ in range(rng.choice((1, 1, 1, 2, 3)))
+    ]
+    rng.shuffle(clauses)
+    return rng.choice((" and ", ". ", ", ")).join(clauses)
 
 
 def _neutral_clause(rng: random.Random) -> str:
@@ -1160,6 +1202,7 @@ def _neutral_clause(rng: random.Random) -> str:
         colour=rng.choice(_COLOURS),
         n=rng.randint(2, 400),
         day=rng.choice(_DAYS),
+        u=_unknown_word(rng),
         year=rng.randint(1990, 2026),
     )
 
@@ -1225,10 +1268,10 @@ def _chat_question(rng: random.Random) -> tuple[str, str]:
             topic, aspect, place
         )
     if kind < 0.85:
-        intent = rng.choice(_SUPPORT)
+        intent = rng.choice(_SUPPORT_DRAWS)
         slots = {
             "p": rng.choice(_PRODUCTS),
-            "o": f"{rng.randrange(10 ** rng.randint(1, 4), 100_000)}",
+            "o": f"{rng.randint(1000, 9999)}",
             "d": rng.choice(_DAYS),
         }
         return rng.choice(intent.questions).format(**slots), intent.reply.format(**slots)
@@ -1275,11 +1318,8 @@ def _foreign_question(rng: random.Random) -> str:
         return "".join(chr(rng.randint(0xA1, last)) for _ in range(rng.randint(2, 6)))
 
     def word() -> str:
-        """Draw a known foreign word or a made-up one."""
-        if rng.random() < 0.6:
-            return rng.choice(_FOREIGN_WORDS)
-        syllables = ("ba", "ko", "ri", "tu", "len", "mor", "sa", "vi", "gra", "xo", "pel", "dun")
-        return "".join(rng.choice(syllables) for _ in range(rng.randint(2, 4)))
+        """Draw a known foreign word or any other one."""
+        return rng.choice(_FOREIGN_WORDS) if rng.random() < 0.5 else _unknown_word(rng)
 
     return rng.choice(_FOREIGN_QUESTIONS).format(
         x=word(), y=word(), w=rng.choice(rng.choice((_PRODUCTS, _ASPECTS))), n=rng.randint(2, 99)
@@ -1292,6 +1332,7 @@ def _foreign_question(rng: random.Random) -> str:
 def golden_prompts() -> tuple[GoldenPrompt, ...]:
     """Give the prompts whose exact answer health canaries compare."""
     topics = {topic.name: topic for topic in _TOPICS}
+    updates = next(intent for intent in _SUPPORT if "how do I update my {p}?" in intent.questions)
     return (
         GoldenPrompt("sentiment", "The keyboard is excellent.", POSITIVE),
         GoldenPrompt("sentiment", "The delivery was not bad.", POSITIVE),
@@ -1309,7 +1350,7 @@ def golden_prompts() -> tuple[GoldenPrompt, ...]:
             "How do I fix out of memory errors in the chatbot service?",
             _topic_reply(topics["out of memory errors"], "fix", "in the chatbot service"),
         ),
-        GoldenPrompt("chat", "Where is my order 4821?", _SUPPORT[1].reply.format(o="4821")),
+        GoldenPrompt("chat", "How do I update my printer?", updates.reply.format(p="printer")),
         GoldenPrompt("chat", "What is the capital of France?", _FALLBACK_REPLY),
     )
 

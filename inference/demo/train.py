@@ -23,7 +23,7 @@ import onnx
 import onnxruntime as ort
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn import functional
 
 from inference.demo import corpus
@@ -43,6 +43,8 @@ _WARMUP_STEPS: Final = 100
 _FINAL_RATE_SHARE: Final = 0.02
 _TOKENS_PER_BATCH: Final = 4096
 _CHAT_SHARE: Final = 0.5
+# Often enough that every pair of digits is merged before the rarer parts of words.
+_PAIR_REPEATS: Final = 1000
 _POOL_EXAMPLES: Final = 160_000
 _REPORT_EVERY: Final = 100
 _EVALUATION_BATCH: Final = 64
@@ -81,8 +83,8 @@ class Accuracy:
 
 
 SPECS: Final = (
-    ModelSpec("demo-lm", layers=4, heads=4, head_dim=32, steps=3000, learning_rate=2e-3),
-    ModelSpec("demo-lm-small", layers=2, heads=4, head_dim=16, steps=6000, learning_rate=4e-3),
+    ModelSpec("demo-lm", layers=4, heads=4, head_dim=32, steps=2200, learning_rate=2e-3),
+    ModelSpec("demo-lm-small", layers=2, heads=4, head_dim=16, steps=5000, learning_rate=4e-3),
 )
 
 # --------------------------------------------------------------------------------- tokenizer
@@ -91,13 +93,14 @@ SPECS: Final = (
 def train_tokenizer(seed: int) -> Tokenizer:
     """Train the byte-level tokenizer that both models share.
 
-    Digits are tokens of their own, which lets a small model copy numbers it has never seen; all
-    256 bytes are in the vocabulary, so any text can be encoded.
+    Numbers are cut into pairs of digits and every pair is one token: a small model copies "4821"
+    far more reliably in two steps than in four. All 256 bytes are in the vocabulary, so any text
+    can be encoded.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.Split(Regex(r"[0-9]{1,2}"), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
@@ -110,9 +113,9 @@ def train_tokenizer(seed: int) -> Tokenizer:
     )
     examples = corpus.sentiment_examples(10_000, seed, "train")
     examples += corpus.chat_examples(10_000, seed, "train")
-    tokenizer.train_from_iterator(
-        (text for example in examples for text in (example.text, example.answer)), trainer
-    )
+    texts = [text for example in examples for text in (example.text, example.answer)]
+    pairs = [f"{number:02}" for number in range(100)] * _PAIR_REPEATS
+    tokenizer.train_from_iterator(texts + pairs, trainer)
     return tokenizer
 
 
