@@ -130,7 +130,7 @@ class RemoteWriteClient:
         try:
             self._url = httpx.URL(url)
         except httpx.InvalidURL as error:
-            raise ValueError(f"{url!r} is not an address: {error}") from error
+            raise ValueError(f"this is not an address: {error}") from error
         if self._url.scheme not in {"http", "https"} or not self._url.host:
             raise ValueError(
                 f"{url!r} is not an address such as http://prometheus:9090/api/v1/write"

@@ -255,7 +255,7 @@ def _alarms(result: BacktestResult) -> Iterator[FoundAlarm]:
 
 
 def _moment(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(sep=" ", timespec="seconds")
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
 
 
 # One file without scripts or addresses, so that it can be mailed and opened anywhere.
@@ -271,7 +271,7 @@ td.number, th.number { text-align: right; font-variant-numeric: tabular-nums }
 </style></head><body>
 <h1>Backtest</h1>
 <p>{{ found.source }}: {{ found.ticks }} ticks of {{ found.series }} series,
-{{ found.start_seconds | moment }} to {{ found.end_seconds | moment }} (UTC).
+{{ found.start_seconds | moment }} to {{ found.end_seconds | moment }}.
 The live detection ran tick by tick and saw no later sample.</p>
 <h2>Quality</h2>
 {% if not found.judged %}<p>There were no labels, so every alarm counts as false.</p>{% endif %}

@@ -38,7 +38,11 @@ _SCHEMA = pa.schema(
         (LABELS_COLUMN, pa.string()),
     ]
 )
+_MILLISECOND = 0.001  # the resolution of stores; the end of a read is exclusive
 _CHUNK_SECONDS = 3600.0
+# One stray sample of 1970 must not make half a million spans.
+_MOST_READS = 100_000
+_MOST_TRANSACTIONS = 1_000
 _CHUNK_ROWS = 65_536
 _LARGEST_EPOCH_SECONDS = 1e11  # of the year 5138; a larger number is in a smaller unit
 _LEAST_GAP_SECONDS = 10.0
@@ -91,21 +95,20 @@ def summarise(reader: SeriesReader, progress: Progress | None = None) -> StoreSu
         return StoreSummary(0, 0, None, None, None, ())
     first = min(info.first_seconds for info in known)
     last = max(info.last_seconds for info in known)
-    occupied = np.zeros(int(last - first) + 1, dtype=bool)
+    # Whole seconds that have any sample, after the first.
+    occupied = np.empty(0, dtype=np.int64)
     samples = 0
     for done, info in enumerate(known, start=1):
         times = _times_of(reader, info, last)
         samples += len(times)
-        seconds = (times - first).astype(np.int64)
-        occupied[seconds[(seconds >= 0) & (seconds < len(occupied))]] = True
+        occupied = np.union1d(occupied, (times - first).astype(np.int64))
         if progress is not None:
             progress(done / len(known))
-    moments = np.flatnonzero(occupied)
-    steps = np.diff(moments)
+    steps = np.diff(occupied)
     step = float(np.median(steps)) if steps.size else None
     least = max(_LEAST_GAP_SECONDS, _GAP_STEPS * (step or 0.0))
     wide = np.flatnonzero(steps > least)
-    gaps = [(first + float(moments[at]), first + float(moments[at + 1])) for at in wide]
+    gaps = [(first + float(occupied[at]), first + float(occupied[at + 1])) for at in wide]
     return StoreSummary(len(known), samples, first, last, step, gaps)
 
 
@@ -113,7 +116,7 @@ def _times_of(reader: SeriesReader, info: SeriesInfo, last: float) -> NDArray[np
     frame = reader.read(
         start_seconds=info.first_seconds,
         # The writer goes on meanwhile; what comes after the listing belongs to the next summary.
-        end_seconds=math.nextafter(last, math.inf) + 0.0005,
+        end_seconds=last + _MILLISECOND,
         entities={info.key.entity},
         signals={info.key.signal},
     )
@@ -141,14 +144,15 @@ def export_samples(
     _check_suffix(out)
     known = reader.series()
     labels = {info.key: json.dumps(dict(info.labels), sort_keys=True) for info in known}
-    start = max(start_seconds, min((info.first_seconds for info in known), default=start_seconds))
-    end = min(end_seconds, max((info.last_seconds for info in known), default=end_seconds) + 0.001)
+    # Without any series the span is empty, whatever was asked for.
+    start = max(start_seconds, min((info.first_seconds for info in known), default=math.inf))
+    end = min(end_seconds, max((info.last_seconds for info in known), default=0.0) + _MILLISECOND)
     partial = out.with_name(f".{out.name}.partial")
     count, first, last = 0, None, None
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with _writer(partial, out.suffix) as writer:
-            for begin, until in _spans(start, end):
+            for begin, until in _spans(start, end, _MOST_READS):
                 frame = reader.read(
                     start_seconds=begin, end_seconds=until, entities=entities, signals=signals
                 )
@@ -167,9 +171,11 @@ def export_samples(
     return Moved(count, first_seconds=first, last_seconds=last)
 
 
-def _spans(start: float, end: float) -> Iterator[tuple[float, float]]:
+def _spans(start: float, end: float, most: int) -> Iterator[tuple[float, float]]:
+    """Yield adjoining spans of an hour, or longer where there would be more than ``most``."""
+    step = max(_CHUNK_SECONDS, (end - start) / most)
     while start < end:
-        until = min(start + _CHUNK_SECONDS, end)
+        until = min(start + step, end)
         yield start, until
         start = until
 
@@ -261,7 +267,7 @@ def prune_in_steps(
     """
     first = min((info.first_seconds for info in store.series()), default=before_seconds)
     gone = 0
-    for _, until in _spans(first, before_seconds):
+    for _, until in _spans(first, before_seconds, _MOST_TRANSACTIONS):
         gone += store.prune(before_seconds=until)
         if progress is not None:
             progress((until - first) / (before_seconds - first))
@@ -336,8 +342,8 @@ def _check(path: Path, batch: pa.RecordBatch, row: int) -> None:
     times = batch.column("time").to_numpy(zero_copy_only=False)
     _refuse(path, "time", row, ~np.isfinite(times), "the time is missing")
     _refuse(
-        path, "time", row, np.abs(times) > _LARGEST_EPOCH_SECONDS,
-        "the time is not in seconds since the epoch; it is too large",
+        path, "time", row, (times < 0) | (times > _LARGEST_EPOCH_SECONDS),
+        "the time is not in seconds since the epoch",
     )  # fmt: skip
     for name in ("entity", "signal"):
         texts = batch.column(name).to_pylist()

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+from urllib.parse import urlsplit
 
 import typer
 from pydantic import BaseModel, SecretStr
@@ -192,6 +193,8 @@ def store_prune(
     from collectors.store.keeper import prune_in_steps
 
     before = parse_moment(older_than, name="--older-than")
+    if not 0 <= before <= time.time():
+        raise ConfigError(f"--older-than: {older_than!r} is not in the past", fix="Give 24h or 7d.")
     paths = invocation(config, state_dir).paths
     if not paths.series.exists():
         raise GalenError(
@@ -240,7 +243,7 @@ def _window(since: str | None, until: str | None) -> tuple[float, float]:
 
 
 def _moment(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(sep=" ", timespec="seconds")
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
 
 
 @contextmanager
@@ -290,7 +293,9 @@ def agent(
             "there is no address to push to",
             fix="Give --push http://prometheus:9090/api/v1/write, or set collectors.push.url.",
         )
-    progress.print(f"pushing to {settings.url} every {settings.interval_seconds:g} s", markup=False)
+    # Only the host: an address may hold a password.
+    where = urlsplit(settings.url).hostname
+    progress.print(f"pushing to {where} every {settings.interval_seconds:g} s", markup=False)
     try:
         left = run_agent(
             call.settings.collectors.model_copy(update={"push": settings}),
@@ -389,32 +394,25 @@ def backtest(
 
 
 def _print_findings(found: Findings) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console(highlight=False)
-    console.print(
+    print_line(
         f"{found.ticks} ticks of {found.series} series, {_moment(found.start_seconds)} to "
         f"{_moment(found.end_seconds)}: {len(found.alarms)} alarms"
     )
-    alarms = Table("raised", "for s", "entity", "signal", "score", "detectors", box=None)
     for one in found.alarms[:_MOST_ALARMS_SHOWN]:
-        alarms.add_row(
-            *map(Text, (_moment(one.raised_seconds), f"{one.last_seconds - one.raised_seconds:.0f}",
-                        one.entity, one.signal, f"{one.highest_score:.1f}",
-                        ", ".join(one.detectors)))
-        )  # fmt: skip
-    console.print(alarms)
+        print_line(
+            f"  {_moment(one.raised_seconds)}  for {one.last_seconds - one.raised_seconds:>5.0f} s  "
+            f"score {one.highest_score:>6.1f}  {one.entity} {one.signal}  "
+            f"({', '.join(one.detectors)})"
+        )
     if len(found.alarms) > _MOST_ALARMS_SHOWN:
         progress.print(f"the first {_MOST_ALARMS_SHOWN} alarms are shown; --json lists all")
-    judged = Table("", "noticed", "median delay s", "false", "false per series and day", box=None)
+    print_line(f"{'':8}{'noticed':>12}{'median delay':>14}{'false':>8}{'a series and day':>18}")
     for each in found.qualities:
-        delay = "-" if each.median_delay_seconds is None else f"{each.median_delay_seconds:.0f}"
-        judged.add_row(
-            each.name, f"{each.detected} of {each.faults}" if found.judged else "-", delay,
-            str(each.false_alarms), f"{each.false_alarms_per_series_day:.3g}",
-        )  # fmt: skip
-    console.print(judged)
+        delay = each.median_delay_seconds
+        print_line(
+            f"{each.name:8}{f'{each.detected} of {each.faults}' if found.judged else '-':>12}"
+            f"{'-' if delay is None else f'{delay:.0f} s':>14}{each.false_alarms:>8}"
+            f"{each.false_alarms_per_series_day:>18.3g}"
+        )
     if not found.judged:
         progress.print("without --labels every alarm counts as false")

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from collectors.contract import Sample
+from collectors.store.sqlite import SqliteSeriesStore
+from galen.cli import app
+from galen.errors import ConfigError, GalenError
+
+
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    # Logs are set up for the whole process, on a stream that ends with the call.
+    monkeypatch.setattr("galen.commands.context.configure_logs", lambda _: None)
+    now = time.time()
+    store = SqliteSeriesStore(tmp_path / "var" / "series.sqlite")
+    for age in range(200, 0, -1):
+        load = 1.0 + age % 3 / 10
+        store.write([Sample(now - 3600 * 30 - age, "host/a", "host_load", load)])
+    store.write([Sample(now - 5, "host/a", "host_load", 1.0)])
+    store.close()
+    return tmp_path
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def error_of(result: Result, kind: type[GalenError]) -> GalenError:
+    assert isinstance(result.exception, kind), result.exception
+    return result.exception
+
+
+def test_info_prune_and_export_tell_the_same_story(state: Path) -> None:
+    info = json.loads(run("store", "info", "--json").stdout)
+    assert (info["series"], info["samples"], len(info["gaps"])) == (1, 201, 1)
+    assert info["size_bytes"] > 0
+    assert "samples  201" in run("store", "info").stdout
+    assert run("store", "export", "--out", "all.parquet").exit_code == 0
+    assert run("store", "prune", "--older-than", "24h").exit_code == 0
+    assert json.loads(run("store", "info", "--json").stdout)["samples"] == 1
+    assert run("store", "import", "all.parquet").exit_code == 0
+    assert json.loads(run("store", "info", "--json").stdout) == info | {
+        "size_bytes": json.loads(run("store", "info", "--json").stdout)["size_bytes"]
+    }
+    nothing = run("store", "export", "--out", "none.csv", "--signal", "host_uptime")
+    assert nothing.exit_code == 1
+
+
+def test_writing_is_refused_while_another_process_writes(state: Path) -> None:
+    assert run("store", "export", "--out", "all.csv").exit_code == 0
+    held = SqliteSeriesStore(state / "var" / "series.sqlite")
+    try:
+        for arguments in (["import", "all.csv"], ["prune", "--older-than", "1h"]):
+            error = error_of(run("store", *arguments), GalenError)
+            assert error.exit_status == 1
+            assert "another process already writes" in str(error)
+            assert "Stop `galen watch`" in error.fix
+        assert run("store", "info").exit_code == 0
+    finally:
+        held.close()
+
+
+def test_wrong_usage_of_the_store_is_said(state: Path) -> None:
+    assert error_of(run("store", "export", "--out", "x.xlsx"), ConfigError).exit_status == 2
+    assert "--older-than" in str(
+        error_of(run("store", "prune", "--older-than", "old"), ConfigError)
+    )
+    assert "past" in str(error_of(run("store", "prune", "--older-than", "inf"), ConfigError))
+    Path("bad.csv").write_text("time,entity,value\n1,a,2\n")
+    assert "'signal'" in str(error_of(run("store", "import", "bad.csv"), ConfigError))
+    absent = error_of(run("store", "info", "--state-dir", "elsewhere"), GalenError)
+    assert "no series store" in str(absent)
+    error_of(run("store", "prune", "--older-than", "1h", "--state-dir", "elsewhere"), GalenError)
+    assert not Path("elsewhere").exists()
+
+
+def test_a_backtest_tells_alarms_and_controls_and_ends_as_it_found(state: Path) -> None:
+    rows = [f"{1000 + at},service/llm,engine_up,{0 if 300 <= at < 330 else 1}" for at in range(400)]
+    Path("long.csv").write_text("\n".join(["time,entity,signal,value", *rows]) + "\n")
+    Path("right.csv").write_text("start,end\n1299,1331\n")
+    Path("wrong.csv").write_text("start,end\n1200,1210\n")
+    found = run("backtest", "--source", "long.csv", "--json")
+    document = json.loads(found.stdout)
+    assert found.exit_code == 1
+    assert [alarm["signal"] for alarm in document["alarms"]] == ["engine_up"]
+    assert [each["name"] for each in document["qualities"]] == ["galen", "random", "always"]
+    right = run("backtest", "--source", "long.csv", "--labels", "right.csv", "--out", "new/r.html")
+    assert right.exit_code == 0
+    assert "1 of 1" in right.stdout
+    assert "engine_up" in Path("new/r.html").read_text()
+    assert run("backtest", "--source", "long.csv", "--labels", "wrong.csv").exit_code == 1
+    assert run("backtest", "--source", "long.csv", "--until", "1250").exit_code == 0
+    error_of(run("backtest", "--source", "long.csv", "--since", "5000"), ConfigError)
+
+
+def test_an_agent_needs_an_address_and_a_token_that_can_be_read(state: Path) -> None:
+    assert "--push" in error_of(run("agent"), ConfigError).fix
+    assert "address" in str(error_of(run("agent", "--push", "prometheus:9090"), ConfigError))
+    Path("token").write_text("two\nlines\n")
+    for file, wrong in (("token", "no bearer token"), ("absent", "cannot be read")):
+        result = run("agent", "--push", "http://127.0.0.1:1/", "--token-file", file)
+        error = error_of(result, ConfigError)
+        assert wrong in str(error)
+        assert "two" not in str(error)
