@@ -115,7 +115,7 @@ class RemoteWriteClient:
         clock: the wall clock that a ``Retry-After`` date is compared with.
 
     Raises:
-        ValueError: when the address is not one of HTTP.
+        ValueError: when the address is not one of HTTP; it is not repeated in the message.
     """
 
     def __init__(
@@ -132,9 +132,8 @@ class RemoteWriteClient:
         except httpx.InvalidURL as error:
             raise ValueError(f"this is not an address: {error}") from error
         if self._url.scheme not in {"http", "https"} or not self._url.host:
-            raise ValueError(
-                f"{url!r} is not an address such as http://prometheus:9090/api/v1/write"
-            )
+            # The address itself is left out: it may hold a password.
+            raise ValueError("not an address such as http://prometheus:9090/api/v1/write")
         self._client = client
         self._deadline_seconds = deadline_seconds
         self._clock = clock

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,21 @@ def test_records_leave_in_order_and_survive_a_restart(tmp_path: Path) -> None:
     assert waiting(again) == [b"record 2", b"record 3", b"record 4"]
     assert again.state().waiting_samples == 30
     again.close()
+
+
+def test_what_was_appended_survives_a_process_that_dies(tmp_path: Path) -> None:
+    path = tmp_path / "spool.sqlite"
+    script = (
+        "import os, sys; from pathlib import Path; from collectors.spool import Spool\n"
+        "spool = Spool(Path(sys.argv[1]), max_bytes=10_000)\n"
+        "for number in range(3): spool.append(b'%d' % number, samples=1)\n"
+        "spool.remove(spool.peek(max_samples=1)); os._exit(9)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script, str(path)], check=False, timeout=60)
+    assert ended.returncode == 9
+    spool = Spool(path, max_bytes=10_000)
+    assert waiting(spool) == [b"1", b"2"]
+    spool.close()
 
 
 def test_a_record_larger_than_a_batch_leaves_by_itself(tmp_path: Path) -> None:
