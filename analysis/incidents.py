@@ -438,7 +438,7 @@ class IncidentTracker:
             each.stack == stack and each.incident.resolved_seconds == now for each in self._resolved
         )
         if ended_now and not any(each.stack == stack for each in self._open):
-            self._memory.forget(set(members))
+            self._memory.forget(set(members), now)
 
     def _limited(self, anomalies: Mapping[SeriesKey, Anomaly]) -> tuple[Anomaly, ...]:
         strongest = sorted(anomalies.values(), key=lambda each: -each.score)

@@ -13,6 +13,7 @@ from analysis.detection.contract import Detections, SignalState
 from analysis.diagnosis.causes import CauseCatalogue, Level
 from analysis.diagnosis.evidence import is_event
 from analysis.diagnosis.settings import MemorySettings
+from analysis.findings import Direction
 from collectors.contract import SeriesKey
 
 
@@ -57,6 +58,7 @@ class EvidenceMemory:
             if each.level is not None and not each.also_deviates:
                 self._levels.setdefault(each.signal, []).append(each.level)
         self._kept: dict[SeriesKey, _Kept] = {}
+        self._forgotten_seconds: dict[str, float] = {}
 
     def remember(self, detections: Detections) -> Detections:
         """Take in one tick and return it with what passed recently still in it.
@@ -64,16 +66,32 @@ class EvidenceMemory:
         The anomalies stay those of the tick: what has passed explains, and raises nothing.
         """
         now = detections.time_seconds
+        over: dict[SeriesKey, SignalState] = {}
         for key, state in detections.states.items():
-            if self._is_notable(state):
+            if self._is_accounted_for(state):
+                over[key] = _quiet(state)
+            elif self._is_notable(state):
                 self._keep(key, state, now)
         self._drop_expired(now)
-        kept = {key: kept.state for key, kept in self._kept.items()}
-        return replace(detections, states=StatesOverlay(kept, detections.states))
+        over.update((key, kept.state) for key, kept in self._kept.items())
+        return replace(detections, states=StatesOverlay(over, detections.states))
 
-    def forget(self, entities: Collection[str]) -> None:
-        """Forget a set of entities, so that one fault does not colour the next one's diagnosis."""
+    def forget(self, entities: Collection[str], now_seconds: float) -> None:
+        """Forget a set of entities, so that one fault does not colour the next one's diagnosis.
+
+        Detection shows events for a while after they happened; those up to now are passed over too.
+        """
         self._kept = {key: kept for key, kept in self._kept.items() if key.entity not in entities}
+        self._forgotten_seconds.update(dict.fromkeys(entities, now_seconds))
+
+    def _is_accounted_for(self, state: SignalState) -> bool:
+        forgotten = self._forgotten_seconds.get(state.key.entity)
+        return (
+            forgotten is not None
+            and state.onset_seconds is not None
+            and state.onset_seconds <= forgotten
+            and is_event(state.key.signal)
+        )
 
     def _keep(self, key: SeriesKey, state: SignalState, now: float) -> None:
         kept = self._kept.get(key)
@@ -101,3 +119,9 @@ class EvidenceMemory:
             for key, kept in self._kept.items()
             if now - kept.last_seen_seconds <= lifetime(key)
         }
+
+
+def _quiet(state: SignalState) -> SignalState:
+    return replace(
+        state, observed=0.0, score=0.0, direction=Direction.NORMAL, onset_seconds=None, active=False
+    )
