@@ -75,12 +75,7 @@ def test_a_quiet_service_is_left_alone(bench: Bench, world: Any) -> None:
         "engine_hang",
         "engine_crash",
         "traffic_surge",
-        pytest.param(
-            "client_errors",
-            marks=pytest.mark.xfail(
-                reason="detection takes a client error ratio that leaves zero for traffic that starts"
-            ),
-        ),
+        "client_errors",
         "gpu_thermal_throttle",
         "collector_down",
     ],
