@@ -357,7 +357,11 @@ def _rates(step: _Increases) -> Values:
     yield "llm_requests_per_second", step.total("llm_requests_received_total") / seconds
     completion = step.total("llm_tokens_processed_total", type="completion")
     yield "llm_tokens_per_second", completion / seconds
-    yield "engine_steps_per_second", step.total("engine_steps_total") / seconds
+    steps = step.total("engine_steps_total")
+    yield "engine_steps_per_second", steps / seconds
+    if steps > 0 and step.has("engine_busy_seconds_total"):
+        # Per scrape: over a window the many quick steps of before would hide the few slow ones of now.
+        yield "engine_step_seconds", step.total("engine_busy_seconds_total") / steps
     busy = step.by_model("engine_busy_seconds_total")
     if busy:
         # The busiest engine: an idle fallback beside it must not make it look half idle.
@@ -369,9 +373,6 @@ def _rates(step: _Increases) -> Values:
 
 
 def _engine_means(window: _Increases) -> Values:
-    steps = window.total("engine_steps_total")
-    if steps > 0 and window.has("engine_busy_seconds_total"):
-        yield "engine_step_seconds", window.total("engine_busy_seconds_total") / steps
     queries = window.total("llm_cache_queries_total")
     if queries > 0:
         yield "llm_cache_hit_ratio", min(1.0, window.total("llm_cache_hits_total") / queries)

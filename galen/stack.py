@@ -62,6 +62,8 @@ def own_service_environment(settings: Settings) -> dict[str, str]:
 # A demonstration and a drill run on a service that they start themselves, and touch nothing else.
 DEMO_ENVIRONMENT: Mapping[str, str] = {
     "GALEN_INFERENCE__ALLOW_FAULTS": "true",
+    # One slot, so that traffic which the same two cores can make is more than it can take.
+    "GALEN_INFERENCE__SLOTS": "1",
     "GALEN_COLLECTORS__GPU_MODE": "auto",
     "GALEN_HEALING__MODE": "auto",
     # The same service is broken many times an hour here; in earnest these limits call a person.

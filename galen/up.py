@@ -31,7 +31,7 @@ from galen.stack import (
 )
 from galen.supervisor import Supervisor
 
-DEMO_REQUESTS_PER_SECOND = 20.0
+DEMO_REQUESTS_PER_SECOND = 30.0
 _FIRST_FAULT_SECONDS = 90.0
 _BETWEEN_FAULTS_SECONDS = 45.0
 _POLL_SECONDS = 0.3

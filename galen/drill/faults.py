@@ -99,8 +99,8 @@ CORE: tuple[DrillFault, ...] = (
         lasts_seconds=60, told="a truncated model version appears and the worker restarts onto it",
     ),
     DrillFault(
-        "traffic_surge", "traffic_surge", lambda patient: patient.traffic.surge(8.0), remedy=True,
-        lasts_seconds=45, told="clients send eight times as much",
+        "traffic_surge", "traffic_surge", lambda patient: patient.traffic.surge(14.0), remedy=True,
+        lasts_seconds=45, told="clients send fourteen times as much",
     ),
     DrillFault(
         "host_memory_leak", "host_memory_leak",

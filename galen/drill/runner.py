@@ -118,7 +118,8 @@ class DrillRunner:
         while time.time() < start + fault.lasts_seconds:
             time.sleep(_POLL_SECONDS)
             incidents = self._incidents_since(start)
-            healed = self._confirmed(start) is not None
+            actions = self._actions_since(start)
+            healed = bool(actions) and self._confirmed_seconds(actions[-1], start) is not None
             if healed and incidents and not self._open(incidents):
                 return
 
@@ -148,14 +149,12 @@ class DrillRunner:
         at_open = self._hypotheses_at_open(opened)
         truth = next((one for one in decided if one.cause == fault.cause), None)
         actions = self._actions_since(start)
-        confirmed = self._confirmed(start)
+        last = actions[-1] if actions else None
+        proven = self._confirmed_seconds(last, start)
+        # What was confirmed and needed another action after all did not heal.
         healed = (
-            fault.remedy
-            and confirmed is not None
-            and confirmed.finished_seconds is not None
-            and confirmed.finished_seconds <= cleared
+            fault.remedy and proven is not None and proven <= cleared and not self._open(opened)
         )
-        last = confirmed or (actions[-1] if actions else None)
         return FaultResult(
             fault=fault.name,
             repeat=repeat,
@@ -169,9 +168,7 @@ class DrillRunner:
             action=last.action if last else None,
             actions=tuple(f"{action.action}: {action.state.value}" for action in actions),
             healed=healed,
-            seconds_to_heal=_since(confirmed.finished_seconds, start)
-            if healed and confirmed
-            else None,
+            seconds_to_heal=_since(proven, start) if healed else None,
             other_incidents=max(0, len(opened) - 1),
             requests=_difference(before, self._patient.traffic.stats()),
         )
@@ -198,9 +195,11 @@ class DrillRunner:
             return _hypotheses(known[-1:])
         return []
 
-    def _confirmed(self, start: float) -> Action | None:
-        done = {ActionState.CONFIRMED, ActionState.UNDONE}
-        return next((one for one in self._actions_since(start) if one.state in done), None)
+    def _confirmed_seconds(self, action: Action | None, start: float) -> float | None:
+        """Return when an action was confirmed, None where it was not."""
+        confirmed = self._journal.events(since_seconds=start, kinds=[EventKind.ACTION_CONFIRMED])
+        mine = (event for event in confirmed if action and event.data["action_id"] == action.id)
+        return next((event.time_seconds for event in mine), None)
 
     def _actions_since(self, start: float) -> list[Action]:
         """Return what healing did or would have done; what the guard refused is not an action."""
