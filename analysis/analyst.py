@@ -7,7 +7,7 @@ detection there is nothing new to group, but open incidents are still told to th
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ import structlog
 
 from analysis.detection.contract import Detections, FloatArray
 from analysis.detection.pipeline import DetectionPipeline
+from analysis.detection.seasonal_fit import SeasonalShape
 from analysis.detection.state_file import DetectionStateError
 from analysis.diagnosis.causes import CauseCatalogue, catalogue
 from analysis.diagnosis.context import BeforeAndNow
@@ -28,7 +29,7 @@ from analysis.incident_changes import ChangeKind, IncidentChange, IncidentTick
 from analysis.incidents import IncidentTracker
 from analysis.journal import EventKind, Journal
 from analysis.settings import AnalysisSettings
-from collectors.contract import Sample
+from collectors.contract import Sample, SeriesKey
 
 _log = structlog.get_logger(__name__)
 
@@ -47,6 +48,9 @@ class Pipeline(Protocol):
 
     def tick(self, now_seconds: float, row: FloatArray) -> Detections:
         """Score the newest row of the history."""
+
+    def adopt_shapes(self, shapes: Mapping[SeriesKey, SeasonalShape]) -> None:
+        """Use seasonal shapes that were fitted on stored history."""
 
     def save(self, path: Path) -> None:
         """Write what has to be kept over a restart."""
@@ -131,6 +135,10 @@ class Analyst:
             found = nothing
         self._write(found)
         return AnalystTick(detections, found.incidents, found.changes)
+
+    def adopt_shapes(self, shapes: Mapping[SeriesKey, SeasonalShape]) -> None:
+        """Let detection use seasonal shapes that were fitted on stored history; between two ticks."""
+        self._pipeline.adopt_shapes(shapes)
 
     def save(self) -> None:
         """Write detection's state to its file, so that a restart does not have to learn anew."""

@@ -117,7 +117,7 @@ class CollectorsSettings(_Frozen):
     budget_seconds: float = Field(
         0.8, gt=0, le=30, description="the longest that a tick waits for its collectors"
     )
-    retention_hours: float = Field(24.0, gt=0, le=24 * 366, description="age at which samples go")
+    retention_hours: float = Field(72.0, gt=0, le=24 * 366, description="age at which samples go")
     host_enabled: bool = Field(default=True, description="whether to watch this machine")
     host_name: Name | None = Field(
         None, description="its name; null is what the system calls itself"

@@ -11,6 +11,7 @@ import httpx
 import structlog
 
 from analysis.analyst import Analyst
+from analysis.detection.seasonal_history import fit_shapes
 from analysis.history import History
 from analysis.journal import EventKind, Journal
 from collectors.contract import Collector, SeriesKey
@@ -23,6 +24,7 @@ from collectors.registry import build_collectors
 from collectors.store.sqlite import SqliteSeriesReader, SqliteSeriesStore
 from galen.config import Settings
 from galen.paths import StatePaths
+from galen.seasons import SeasonFitter
 from galen.watch import WatchLoop, WatchParts, only_watch
 from healing.executors.gpu import GpuControl, SimulatedControl
 from healing.executors.registry import build_executors
@@ -130,7 +132,16 @@ def _watch_parts(
         state_dir=paths.state_dir,
     )
     stack.callback(healer.close)
-    return WatchParts(poller, store, history, analyst, healer, ledger, journal)
+    return WatchParts(
+        poller, store, history, analyst, healer, ledger, journal, _seasons(settings, paths, stack)
+    )
+
+
+def _seasons(settings: Settings, paths: StatePaths, stack: ExitStack) -> SeasonFitter:
+    reader = SqliteSeriesReader(paths.series)
+    stack.callback(reader.close)
+    span_seconds = settings.collectors.retention_hours * 3600.0
+    return SeasonFitter(lambda now: fit_shapes(reader, now - span_seconds, now))
 
 
 def _service_load(settings: Settings, history: History) -> Callable[[], float | None]:

@@ -22,6 +22,7 @@ from collectors.contract import Sample
 from collectors.poller import Poller
 from collectors.store.contract import SeriesStore
 from galen.errors import GalenError
+from galen.seasons import SeasonFitter
 from healing.healer import Healer
 from healing.ledger import Ledger
 
@@ -46,6 +47,7 @@ class WatchParts:
     healer: Healer
     ledger: Ledger
     journal: Journal
+    seasons: SeasonFitter
 
 
 class WatchLoop:
@@ -114,6 +116,8 @@ class WatchLoop:
             self._next_prune_seconds = now + _PRUNE_EVERY_SECONDS
             before = now - self._retention_seconds
             self._guarded("prune", lambda: self._parts.store.prune(before_seconds=before))
+        if shapes := self._parts.seasons.take(now):
+            self._guarded("seasons", lambda: self._parts.analyst.adopt_shapes(shapes))
         if now >= self._next_save_seconds:
             self._next_save_seconds = now + _SAVE_EVERY_SECONDS
             self._guarded("save", self._parts.analyst.save)

@@ -40,6 +40,7 @@ class World:
             healer=SimpleNamespace(tick=self.heal),
             ledger=SimpleNamespace(standing=list),
             journal=self.journal,
+            seasons=SimpleNamespace(take=lambda now: {}),
         )
         assert set(vars(parts)) == set(WatchParts.__dataclass_fields__)
         return WatchLoop(
