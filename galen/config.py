@@ -9,8 +9,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-from analysis.settings import AnalysisSettings
-from collectors.settings import CollectorsSettings
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
@@ -19,6 +17,8 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from analysis.settings import AnalysisSettings
+from collectors.settings import CollectorsSettings
 from dashboard.settings import DashboardSettings
 from galen.errors import ConfigError
 from galen.logs import LogSettings
