@@ -106,6 +106,7 @@ class WatchLoop:
         """
         if self._last_tick_seconds:
             yield Sample(now, WATCH_ENTITY, "scrape_duration_seconds", self._last_tick_seconds)
+            yield Sample(now, WATCH_ENTITY, "scrape_success", 1.0)
         standing = Counter(action.entity for action in self._parts.ledger.standing())
         for entity in self._held | set(standing):
             yield Sample(now, entity, "healing_actions_in_force", float(standing[entity]))
