@@ -82,7 +82,12 @@ def test_a_tick_goes_through_the_house_in_one_direction(world: World) -> None:
     loop = world.loop()
     loop.tick(10_000.0)
     loop.tick(10_001.0)
-    assert [sample.entity for sample in world.stored] == ["host/a", "host/a", WATCH_ENTITY, WATCH_ENTITY]
+    assert [sample.entity for sample in world.stored] == [
+        "host/a",
+        "host/a",
+        WATCH_ENTITY,
+        WATCH_ENTITY,
+    ]
     assert len(world.analysed) == 2
     assert world.healed == [["open"], ["open"]]
     assert world.pruned == [10_000.0 - 3600.0]
