@@ -25,6 +25,7 @@ from collectors.store.sqlite import SqliteSeriesReader, SqliteSeriesStore
 from galen.config import Settings
 from galen.paths import StatePaths
 from galen.seasons import SeasonFitter
+from galen.stack import service_url
 from galen.watch import WatchLoop, WatchParts, only_watch
 from healing.executors.gpu import GpuControl, SimulatedControl
 from healing.executors.registry import build_executors
@@ -156,7 +157,7 @@ def _healing_settings(settings: Settings, paths: StatePaths) -> HealingSettings:
     """Add the service that runs beside this loop, with its own token, where none is configured."""
     if settings.healing.services:
         return settings.healing
-    own = f"http://{settings.inference.host}:{settings.inference.port}"
+    own = service_url(settings)
     targets = tuple(
         ServiceTarget(name=service.name, url=own, token_file=paths.admin_token)
         for service in settings.collectors.services
