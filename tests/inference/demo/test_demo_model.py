@@ -17,7 +17,7 @@ import pytest
 from tokenizers import Tokenizer
 
 import inference.demo
-from inference.demo import corpus
+from inference.demo import corpus, questions, reviews
 
 REPOSITORY = Path(inference.demo.__file__).parent / "repository"
 MODELS = ("demo-lm", "demo-lm-small")
@@ -256,7 +256,7 @@ def test_corpus_refuses_wrong_arguments() -> None:
 
 def test_answers_are_in_the_contract() -> None:
     labels = {e.answer for e in corpus.sentiment_examples(300, 5, "train")}
-    assert labels == {corpus.POSITIVE, corpus.NEGATIVE, corpus.NEUTRAL}
-    assert corpus.intent_count() >= 150
+    assert labels == {reviews.POSITIVE, reviews.NEGATIVE, reviews.NEUTRAL}
+    assert questions.intent_count() >= 150
     for prompt in (corpus.sentiment_prompt("a"), corpus.chat_prompt("a")):
         assert prompt.endswith(corpus.ANSWER_TOKEN)
