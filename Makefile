@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Clients of the conformance tests whose pins exclude ours.
+CLIENTS := .venv-conformance
+CLIENTS_STAMP := $(CLIENTS)/.installed
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check bench lock clean
@@ -18,12 +21,17 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/python -m uv pip install --quiet --python $(BIN)/python --no-deps -e .
 	@touch $@
 
+$(CLIENTS_STAMP): requirements-conformance.lock $(STAMP)
+	@test -x $(CLIENTS)/bin/python || $(BIN)/python -m venv --without-pip $(CLIENTS)
+	$(BIN)/python -m uv pip install --quiet --python $(CLIENTS)/bin/python -r requirements-conformance.lock
+	@touch $@
+
 setup: $(STAMP) ## Make the virtual environment with the locked dependencies
 
 demo: $(STAMP) ## Run the whole loop on this machine: service, traffic, faults, healing, dashboard
 	$(BIN)/galen up --demo
 
-test: $(STAMP) ## Run every test
+test: $(STAMP) $(CLIENTS_STAMP) ## Run every test
 	$(BIN)/python -m pytest -q
 
 check: $(STAMP) ## Lint, types, import layers
@@ -38,6 +46,9 @@ bench: $(STAMP) ## Run the benchmarks
 lock: $(STAMP) ## Pin the dependencies again
 	$(BIN)/python -m uv pip compile pyproject.toml --group dev --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-annotate --no-header --quiet --upgrade -o requirements.lock
+	$(BIN)/python -m uv pip compile --group conformance --universal --python-version 3.11 \
+	  --generate-hashes --no-emit-index-url --no-annotate --no-header --quiet --upgrade \
+	  -o requirements-conformance.lock
 
 clean: ## Remove the environment and all state
-	rm -rf $(VENV) var dist build
+	rm -rf $(VENV) $(CLIENTS) var dist build
