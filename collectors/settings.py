@@ -113,9 +113,11 @@ class PushSettings(_Frozen):
 class CollectorsSettings(_Frozen):
     """What to collect, how often, and how long to keep it."""
 
-    tick_seconds: float = Field(1.0, ge=0.2, le=60, description="time between two ticks")
     budget_seconds: float = Field(
-        0.8, gt=0, le=30, description="the longest that a tick waits for its collectors"
+        0.8,
+        gt=0,
+        le=30,
+        description="the longest that a poll of `galen agent` waits for collectors",
     )
     retention_hours: float = Field(72.0, gt=0, le=24 * 366, description="age at which samples go")
     host_enabled: bool = Field(default=True, description="whether to watch this machine")

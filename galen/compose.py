@@ -94,11 +94,22 @@ def run_watch(settings: Settings, paths: StatePaths, stop: threading.Event) -> N
         loop.run(stop)
 
 
-def run_exporter(paths: StatePaths, *, host: str, port: int, stop: threading.Event) -> None:
+def run_exporter(
+    paths: StatePaths,
+    *,
+    host: str,
+    port: int,
+    max_age_seconds: float,
+    say: Callable[[str], None],
+    stop: threading.Event,
+) -> None:
     """Offer the newest samples to Prometheus until told to stop."""
     reader = SqliteSeriesReader(paths.series)
     try:
-        with make_exporter_server(reader, host=host, port=port) as server:
+        with make_exporter_server(
+            reader, host=host, port=port, max_age_seconds=max_age_seconds
+        ) as server:
+            say(f"metrics at http://{host}:{server.server_address[1]}/metrics")
             thread = threading.Thread(target=server.serve_forever, name="exporter", daemon=True)
             thread.start()
             stop.wait()

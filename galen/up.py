@@ -15,7 +15,6 @@ from rich.console import Console
 
 from analysis.findings import IncidentState
 from analysis.journal import EventKind, Journal
-from collectors.gpu.control import SimulatedGpuControl
 from galen.config import Settings
 from galen.drill.faults import CORE, DrillFault, Patient
 from galen.drill.traffic import Traffic, shaped_arrivals, trace_arrivals
@@ -99,12 +98,7 @@ def run_up(options: UpOptions, console: Console, stop: threading.Event) -> None:
         demo = None
         if options.demo:
             traffic = stack.enter_context(running_traffic(settings, options.trace, options.seed))
-            patient = Patient(
-                service_url(settings),
-                paths.read_admin_token(),
-                SimulatedGpuControl(paths.simulated_gpu),
-                traffic,
-            )
+            patient = Patient.of_stack(settings, paths, traffic)
             stack.callback(patient.close)
             demo = Demonstration(patient, journal, narrator, CORE, clock=time.monotonic)
         while not stop.wait(_POLL_SECONDS) and time.monotonic() < end:

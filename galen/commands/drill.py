@@ -11,7 +11,6 @@ from typing import Annotated
 import typer
 
 from analysis.journal import Journal
-from collectors.gpu.control import SimulatedGpuControl
 from galen.commands.context import (
     ConfigOption,
     Invocation,
@@ -25,7 +24,7 @@ from galen.drill.faults import Patient, select_faults
 from galen.drill.results import DrillResult, markdown_table
 from galen.drill.runner import DrillPlan, DrillRunner
 from galen.paths import StatePaths
-from galen.stack import DEMO_ENVIRONMENT, StackOptions, own_service_environment, service_url
+from galen.stack import DEMO_ENVIRONMENT, StackOptions, own_service_environment
 from galen.up import running_stack, running_traffic
 
 _DRILL_PORT_OFFSET = 11
@@ -105,12 +104,7 @@ def _run(plan: DrillPlan, options: StackOptions, stack: ExitStack) -> DrillResul
     tell = lambda words: progress.print(words, markup=False)  # noqa: E731
     stack.enter_context(running_stack(options, tell))
     traffic = stack.enter_context(running_traffic(options.settings, None, plan.seed))
-    patient = Patient(
-        service_url(options.settings),
-        paths.read_admin_token(),
-        SimulatedGpuControl(paths.simulated_gpu),
-        traffic,
-    )
+    patient = Patient.of_stack(options.settings, paths, traffic)
     stack.callback(patient.close)
     journal = Journal(paths.journal)
     stack.callback(journal.close)

@@ -186,13 +186,8 @@ def approve(
 ) -> None:
     """Approve a proposed action; the watch loop checks its guards again and does it."""
     call = invocation(config, state_dir)
-    with open_journal(call.paths) as journal:
-        try:
-            action = Ledger(journal).approve(action_id, actor or getpass.getuser(), time.time())
-        except LedgerError as error:
-            raise GalenError(
-                str(error), fix="`galen actions list --waiting` shows what waits."
-            ) from error
+    with _ledger(call.paths) as ledger:
+        action = ledger.approve(action_id, actor or getpass.getuser(), time.time())
     print_line(f"approved: {action.action} on {action.entity}")
 
 
@@ -206,13 +201,18 @@ def reject(
 ) -> None:
     """Reject a proposed action; it will not be done."""
     call = invocation(config, state_dir)
-    with open_journal(call.paths) as journal:
+    with _ledger(call.paths) as ledger:
+        action = ledger.reject(action_id, actor or getpass.getuser(), reason, time.time())
+    print_line(f"rejected: {action.action} on {action.entity}")
+
+
+@contextmanager
+def _ledger(paths: StatePaths) -> Iterator[Ledger]:
+    """Open the ledger; what it refuses is told with the way to see what waits."""
+    with open_journal(paths) as journal:
         try:
-            action = Ledger(journal).reject(
-                action_id, actor or getpass.getuser(), reason, time.time()
-            )
+            yield Ledger(journal)
         except LedgerError as error:
             raise GalenError(
                 str(error), fix="`galen actions list --waiting` shows what waits."
             ) from error
-    print_line(f"rejected: {action.action} on {action.entity}")

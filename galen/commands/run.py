@@ -126,8 +126,11 @@ def dashboard(config: ConfigOption = None, state_dir: StateDirOption = None) -> 
 
 
 def export(
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 9101,
+    host: Annotated[str | None, typer.Option(help="Address; by default as configured.")] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="Port, 0 for any; by default as configured."),
+    ] = None,
     config: ConfigOption = None,
     state_dir: StateDirOption = None,
 ) -> None:
@@ -136,8 +139,15 @@ def export(
 
     stop = stop_on_signals()
     call = invocation(config, state_dir)
-    progress.print(f"metrics at http://{host}:{port}/metrics")
-    run_exporter(call.paths, host=host, port=port, stop=stop)
+    settings = call.settings.collectors
+    run_exporter(
+        call.paths,
+        host=host or settings.exporter_host,
+        port=settings.exporter_port if port is None else port,
+        max_age_seconds=settings.exporter_max_age_seconds,
+        say=progress.print,
+        stop=stop,
+    )
 
 
 def doctor(

@@ -9,8 +9,11 @@ from typing import Any
 import httpx
 
 from collectors.gpu.control import SimulatedGpuControl
+from galen.config import Settings
 from galen.drill.traffic import Traffic
 from galen.errors import ConfigError, GalenError
+from galen.paths import StatePaths
+from galen.stack import service_url
 
 _ADMIN_DEADLINE_SECONDS = 5.0
 
@@ -28,6 +31,12 @@ class Patient:
             headers={"authorization": f"Bearer {admin_token}"},
             timeout=_ADMIN_DEADLINE_SECONDS,
         )
+
+    @classmethod
+    def of_stack(cls, settings: Settings, paths: StatePaths, traffic: Traffic) -> Patient:
+        """Take hold of the stack that runs with these settings on this state."""
+        gpu = SimulatedGpuControl(paths.simulated_gpu)
+        return cls(service_url(settings), paths.read_admin_token(), gpu, traffic)
 
     def inject_in_service(self, fault: str, **parameters: Any) -> None:
         """Ask the service to break itself.

@@ -70,7 +70,7 @@ def test_where_the_gpu_comes_from(
         {"services": [{"name": "a/b", "url": "http://x"}]},
         {"services": [{"name": "a", "url": "ftp://x"}]},
         {"services": [{"name": "a", "url": "http://x"}, {"name": "a", "url": "http://y"}]},
-        {"tick_seconds": 0},
+        {"budget_seconds": 0},
         {"gpu_mode": "magic"},
         {"unknown": 1},
     ],
