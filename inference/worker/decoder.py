@@ -41,6 +41,8 @@ class _Sequence:
     cached_tokens: int
     limit_tokens: int
     rng: np.random.Generator
+    started_at: float
+    prefilled_at: float = 0.0
     output: list[int] = field(default_factory=list)
     sent_characters: int = 0
     first_token_at: float = 0.0
@@ -114,6 +116,7 @@ class Decoder:
 
     def start(self, request: Generate) -> list[Event]:
         """Compute the prompt of a request, give it a slot, and return its first events."""
+        started = self._clock()
         try:
             ids = self._encoder.encode(request.task, request.text)
         except KeyError:
@@ -125,12 +128,14 @@ class Decoder:
             return [_failed(request, "prompt_too_long", message)]
         known, past = self._known_prefix(request, ids)
         rng = np.random.default_rng(request.seed)
-        sequence = _Sequence(request, len(ids), known, min(request.max_tokens, room), rng)
+        limit = min(request.max_tokens, room)
+        sequence = _Sequence(request, len(ids), known, limit, rng, started)
         try:
             outputs = self._execute(_prefill_inputs(ids, known, past), [*self._sequences, sequence])
         except EngineStepError as error:
             events: list[Event] = [_failed(request, "step_failed", str(error))]
         else:
+            sequence.prefilled_at = self._clock()
             if self._finite(outputs.logits[:, -1])[0]:
                 if not request.canary:
                     self.cache.insert(ids, outputs.present)
@@ -342,6 +347,8 @@ def _finished(sequence: _Sequence, text: str, reason: str, now: float) -> Finish
         prompt_tokens=sequence.prompt_tokens,
         completion_tokens=len(sequence.output),
         cached_tokens=sequence.cached_tokens,
+        started_at=sequence.started_at,
+        prefilled_at=sequence.prefilled_at,
         first_token_at=sequence.first_token_at,
         last_token_at=now,
     )

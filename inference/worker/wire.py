@@ -116,7 +116,7 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The end of an answer; ``text`` is the whole of it."""
+    """The end of an answer; ``text`` is the whole of it. Times are CLOCK_MONOTONIC seconds."""
 
     number: int
     text: str
@@ -124,6 +124,10 @@ class Finished:
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
+    started_at: float
+    """When the worker took the request up; what came before was waiting."""
+    prefilled_at: float
+    """When the prompt was computed."""
     first_token_at: float
     last_token_at: float
 

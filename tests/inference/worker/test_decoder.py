@@ -158,3 +158,13 @@ def test_a_canary_is_computed_anew_and_leaves_no_trace_in_the_cache(tools, folde
         assert tools.generate(decoder, number, "hello", canary=True).cached_tokens == 0
     assert decoder.cache.size_bytes == 0
     assert decoder._heartbeat.record.cache_query_tokens == 0
+
+
+def test_an_answer_says_when_each_of_its_phases_ended(tools, folder):
+    now = iter(range(1, 1000))
+    decoder = tools.make_decoder(folder, clock=lambda: float(next(now)))
+    answer = tools.generate(decoder, 1, "hello", max_tokens=3)
+    times = [
+        answer.started_at, answer.prefilled_at, answer.first_token_at, answer.last_token_at
+    ]  # fmt: skip
+    assert times == sorted(set(times))

@@ -31,7 +31,7 @@ MESSAGE = st.one_of(
         st.lists(st.text(), max_size=4), st.booleans(), _time, st.booleans(),
     ),
     st.builds(
-        Finished, _number, st.text(), st.text(), _number, _number, _number, _time, _time
+        Finished, _number, st.text(), st.text(), _number, _number, _number, *[_time] * 4
     ),
 )  # fmt: skip
 
