@@ -5,6 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,13 @@ class ModelFormatError(Exception):
     """A ``model.toml`` cannot be used; the message names the file, the key and the fix."""
 
 
+class ModelKind(StrEnum):
+    """What a model computes; the key ``kind`` of ``model.toml``."""
+
+    DECODER = "decoder"
+    """Text in, text out, token by token; the default."""
+
+
 @dataclass(frozen=True, slots=True)
 class GoldenPrompt:
     """A prompt whose answer is known; the canary compares with it by value."""
@@ -29,8 +37,8 @@ class GoldenPrompt:
 
 
 @dataclass(frozen=True, slots=True)
-class ModelMetadata:
-    """One version of a model."""
+class DecoderMetadata:
+    """One version of a language model."""
 
     name: str
     version: int
@@ -41,6 +49,10 @@ class ModelMetadata:
     prompts: Mapping[str, tuple[str, str]]
     """Task to what stands before and after the user's text."""
     golden: tuple[GoldenPrompt, ...]
+    kind: ModelKind = ModelKind.DECODER
+
+
+ModelMetadata = DecoderMetadata
 
 
 def read_metadata(folder: Path) -> ModelMetadata:
@@ -55,22 +67,28 @@ def read_metadata(folder: Path) -> ModelMetadata:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ModelFormatError(f"{path}: {error}") from error
     try:
-        return ModelMetadata(
-            name=str(table["name"]),
-            version=int(table["version"]),
-            max_context_tokens=int(table["max_context_tokens"]),
-            shape=CacheShape(int(table["layers"]), int(table["heads"]), int(table["head_dim"])),
-            end_token=str(table["end_token"]),
-            pad_token=str(table["pad_token"]),
-            prompts={
-                task: _split_template(template, path) for task, template in table["prompts"].items()
-            },
-            golden=tuple(_golden(item) for item in table.get("golden", [])),
-        )
+        kind = ModelKind(table.get("kind", ModelKind.DECODER))
+        return _READERS[kind](table, path)
     except KeyError as error:
         raise ModelFormatError(f"{path} lacks the key {error}") from error
     except (TypeError, ValueError, AttributeError) as error:
         raise ModelFormatError(f"{path}: {error}") from error
+
+
+def _decoder(table: Mapping[str, Any], path: Path) -> DecoderMetadata:
+    """Read the keys of a language model."""
+    return DecoderMetadata(
+        name=str(table["name"]),
+        version=int(table["version"]),
+        max_context_tokens=int(table["max_context_tokens"]),
+        shape=CacheShape(int(table["layers"]), int(table["heads"]), int(table["head_dim"])),
+        end_token=str(table["end_token"]),
+        pad_token=str(table["pad_token"]),
+        prompts={
+            task: _split_template(template, path) for task, template in table["prompts"].items()
+        },
+        golden=tuple(_golden(item) for item in table.get("golden", [])),
+    )
 
 
 def _golden(item: Mapping[str, Any]) -> GoldenPrompt:
@@ -84,3 +102,6 @@ def _split_template(template: str, path: Path) -> tuple[str, str]:
     if not mark:
         raise ModelFormatError(f"{path}: the prompt {template!r} lacks {TEXT_FIELD}")
     return before, after
+
+
+_READERS = {ModelKind.DECODER: _decoder}

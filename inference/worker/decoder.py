@@ -20,7 +20,7 @@ from inference.engines.contract import (
     StepInputs,
     StepOutputs,
 )
-from inference.model import ModelMetadata
+from inference.model import DecoderMetadata
 from inference.worker.cache import PrefixCache
 from inference.worker.heartbeat import HeartbeatWriter
 from inference.worker.sampling import sample
@@ -56,7 +56,7 @@ class _Sequence:
 class PromptEncoder:
     """Turns a user's text into token ids; special tokens in it are ordinary text."""
 
-    def __init__(self, tokenizer: Any, metadata: ModelMetadata) -> None:
+    def __init__(self, tokenizer: Any, metadata: DecoderMetadata) -> None:
         self._tokenizer = tokenizer
         # The template is ours and may hold special tokens; the user's text must not, or a prompt
         # could end itself and speak for the model.
@@ -87,7 +87,7 @@ class Decoder:
         self,
         context: Context,
         tokenizer: Any,
-        metadata: ModelMetadata,
+        metadata: DecoderMetadata,
         *,
         cache: PrefixCache,
         heartbeat: HeartbeatWriter,

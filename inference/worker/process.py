@@ -1,7 +1,7 @@
-"""The worker's main loop: read messages, admit, step, answer.
+"""The worker's shell: read messages, start and step requests, answer, drain, swap versions.
 
-It imports little (numpy, tokenizers, msgpack and one engine library), because a worker that starts
-in a second is what makes restarting a remedy.
+What it runs is a `Workload`, chosen by the ``kind`` of the model. The shell imports little, because
+a worker that starts in a second is what makes restarting a remedy.
 """
 
 from __future__ import annotations
@@ -13,23 +13,19 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from inference.engines.contract import Engine, EngineError, Runtime
-from inference.engines.onnx import OnnxRuntime
-from inference.model import TOKENIZER_FILE, ModelFormatError, ModelMetadata, read_metadata
-from inference.worker.cache import PrefixCache
-from inference.worker.decoder import Decoder
+from inference.engines.contract import EngineError
+from inference.model import ModelFormatError, read_metadata
 from inference.worker.faults import FaultInjector
 from inference.worker.heartbeat import HeartbeatWriter, WorkerState
 from inference.worker.wire import (
     Cancel,
     ClearCache,
     Failed,
-    Finished,
     FrameDecoder,
     Generate,
     InjectFault,
@@ -37,36 +33,26 @@ from inference.worker.wire import (
     Loaded,
     Message,
     Ready,
+    Request,
     Start,
     WireError,
     encode,
 )
+from inference.worker.workload import LoadContext, Workload, check_folder, workload_loader
 
 EXIT_DRAINED = 0
 EXIT_LOAD_FAILED = 3
 EXIT_ORPHANED = 4
 
 _RECEIVE_BYTES = 65536
-_GOLDEN_MAX_TOKENS = 128
 
 
-@dataclass(slots=True)
-class LoadedModel:
-    """An engine with everything that decoding needs."""
+@dataclass(frozen=True, slots=True)
+class _Served:
+    """A loaded version and how long that took."""
 
-    metadata: ModelMetadata
-    engine: Engine
-    decoder: Decoder
+    workload: Workload
     load_seconds: float
-
-
-def make_runtime(engine: str, threads: int) -> Runtime:
-    """Return the runtime of a name: ``onnx``, ``tensorrt`` or ``tensorrt_rtx``."""
-    if engine == "onnx":
-        return OnnxRuntime(threads)
-    from inference.engines.tensorrt import TensorRtRuntime  # noqa: PLC0415 - needs a GPU
-
-    return TensorRtRuntime.from_installed(engine)
 
 
 class Worker:
@@ -87,9 +73,9 @@ class Worker:
         self._wake_read.setblocking(False)
         self._wake_write.setblocking(False)
         self._stopping = False
-        self._waiting: list[Generate] = []
-        self._next: tuple[Load, LoadedModel | None, str] | None = None
-        self._model: LoadedModel
+        self._waiting: deque[Request] = deque()
+        self._next: tuple[Load, _Served | None, str] | None = None
+        self._served: _Served
         self._start: Start
 
     def install_signals(self) -> None:
@@ -111,7 +97,7 @@ class Worker:
             return EXIT_ORPHANED
         self._start = start
         try:
-            self._model = self._load(Path(start.folder))
+            self._served = self._load(Path(start.folder), self._heartbeat)
         except (EngineError, ModelFormatError, OSError, ValueError) as error:
             record.state = WorkerState.LOAD_FAILED
             self._heartbeat.write_detail(str(error))
@@ -123,30 +109,33 @@ class Worker:
         self._send([self._ready()])
         return self._serve()
 
+    @property
+    def _busy(self) -> bool:
+        return bool(self._waiting) or self._served.workload.active > 0
+
     def _serve(self) -> int:
-        while not self._stopping or self._waiting or self._model.decoder.active:
-            busy = bool(self._waiting or self._model.decoder.active)
-            if not self._receive(block=not busy):
+        while not self._stopping or self._busy:
+            if not self._receive(block=not self._busy):
                 return EXIT_ORPHANED
             self._swap_if_loaded()
-            if not self._waiting and not self._model.decoder.active:
+            if not self._busy:
                 continue
             self._set_state(WorkerState.DRAINING if self._stopping else WorkerState.BUSY)
             self._work()
-            if not self._waiting and not self._model.decoder.active:
+            if not self._busy:
                 self._set_state(WorkerState.IDLE)
         return EXIT_DRAINED
 
     def _work(self) -> None:
-        """Admit one waiting prompt and compute one token for everybody."""
-        decoder = self._model.decoder
+        """Start one waiting request and do the next step for everybody."""
+        workload = self._served.workload
         if self._waiting:
-            request = self._waiting.pop(0)
+            request = self._waiting.popleft()
             if request.deadline <= self._clock():
                 self._send([Failed(request.number, "deadline", "deadline exceeded")])
             else:
-                self._send(decoder.start(request))
-        self._send(decoder.step())
+                self._send(workload.start(request))
+        self._send(workload.step())
 
     def _receive(self, *, block: bool) -> bool:
         """Handle what arrived; return False once the front is gone."""
@@ -171,7 +160,7 @@ class Worker:
             case Cancel(number):
                 self._cancel(number)
             case ClearCache():
-                self._model.decoder.cache.clear()
+                self._served.workload.clear_cache()
             case InjectFault(name, parameters):
                 self.faults.inject(name, parameters)
             case Load():
@@ -187,9 +176,9 @@ class Worker:
                 self._waiting.remove(request)
                 self._send([Failed(number, "cancelled", "cancelled")])
                 return
-        self._send(self._model.decoder.cancel(number))
+        self._send(self._served.workload.cancel(number))
 
-    def _send(self, messages: list[Any]) -> None:
+    def _send(self, messages: Sequence[Message]) -> None:
         if messages:
             self._connection.sendall(b"".join(map(encode, messages)))
 
@@ -201,41 +190,22 @@ class Worker:
                 return message
         return None
 
-    def _load(self, folder: Path, heartbeat: HeartbeatWriter | None = None) -> LoadedModel:
-        """Load a version folder and run one prompt through it, so that the first user need not."""
-        from tokenizers import Tokenizer  # noqa: PLC0415 - after the state says loading
-
+    def _load(self, folder: Path, heartbeat: HeartbeatWriter) -> _Served:
+        """Load a version folder as the kind that its ``model.toml`` names."""
         started = self._clock()
-        metadata = read_metadata(folder)
-        runtime = make_runtime(self._start.engine, self._start.threads)
-        support = runtime.is_supported()
-        if not support.supported:
-            raise EngineError(support.reason)
-        engine = runtime.load(folder, metadata.shape)
-        try:
-            tokenizer = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
-        except Exception as error:
-            raise EngineError(f"{folder / TOKENIZER_FILE}: {error}") from error
-        if tokenizer.token_to_id(metadata.end_token) is None:
-            raise EngineError(f"{folder}: the tokenizer lacks the end token {metadata.end_token}")
-        decoder = Decoder(
-            self.faults.wrap(engine.create_context()),
-            tokenizer,
-            metadata,
-            cache=PrefixCache(self._start.cache_bytes, metadata.shape),
-            heartbeat=heartbeat or self._heartbeat,
-            clock=self._clock,
-        )
-        return LoadedModel(metadata, engine, decoder, self._clock() - started)
+        kind = read_metadata(folder).kind
+        check_folder(folder, self._start.engine)
+        context = LoadContext(self._start, self.faults, heartbeat, self._clock)
+        workload = workload_loader(kind)(folder, context)
+        return _Served(workload, self._clock() - started)
 
     def _load_beside(self, message: Load) -> None:
         """Load and prove another version while this one serves; runs in its own thread."""
-        private = HeartbeatWriter.private()
         try:
-            model = self._load(Path(message.folder), private)
-            reason = _prove(model.decoder, model.metadata)
-            model.decoder.use_heartbeat(self._heartbeat)
-            self._next = (message, None if reason else model, reason)
+            served = self._load(Path(message.folder), HeartbeatWriter.private())
+            reason = served.workload.prove()
+            served.workload.use_heartbeat(self._heartbeat)
+            self._next = (message, None if reason else served, reason)
         except (EngineError, ModelFormatError, OSError, ValueError) as error:
             self._next = (message, None, str(error))
         self._wake_write.send(b"\0")
@@ -244,21 +214,19 @@ class Worker:
         """Take a proven version into service once the running batch is done."""
         if self._next is None:
             return
-        message, model, reason = self._next
-        if model is not None and self._model.decoder.active:
+        message, served, reason = self._next
+        if served is not None and self._served.workload.active:
             return
         self._next = None
-        if model is not None:
-            self._model = model
+        if served is not None:
+            self._served = served
             self._send([self._ready()])
-        load_seconds = model.load_seconds if model else 0.0
+        load_seconds = served.load_seconds if served else 0.0
         self._send([Loaded(message.version, reason, load_seconds)])
 
     def _ready(self) -> Ready:
-        model = self._model
-        return Ready(
-            model.metadata.version, model.engine.kind, model.engine.device, model.load_seconds
-        )
+        workload = self._served.workload
+        return Ready(workload.version, workload.engine, workload.device, self._served.load_seconds)
 
     def _set_state(self, state: WorkerState) -> None:
         if self._heartbeat.record.state != state:
@@ -267,30 +235,3 @@ class Worker:
 
     def _on_terminate(self, _signal: int, _frame: object) -> None:
         self._stopping = True
-
-
-def _prove(decoder: Decoder, metadata: ModelMetadata) -> str:
-    """Answer every golden prompt; return what was wrong, or nothing."""
-    for number, golden in enumerate(metadata.golden):
-        request = Generate(
-            number=number,
-            task=golden.task,
-            text=golden.text,
-            max_tokens=_GOLDEN_MAX_TOKENS,
-            temperature=0.0,
-            top_p=1.0,
-            seed=0,
-            stop=[],
-            stream=False,
-            deadline=float("inf"),
-            canary=True,
-        )
-        events = decoder.start(request)
-        while decoder.active:
-            events = decoder.step()
-        last = events[-1]
-        if not isinstance(last, Finished):
-            return f"golden prompt {golden.text!r}: {last}"
-        if last.text.strip() != golden.expected.strip():
-            return f"golden prompt {golden.text!r} gives {last.text!r}, not {golden.expected!r}"
-    return ""

@@ -149,6 +149,8 @@ Message = (
 MESSAGES: tuple[type[Message], ...] = (
     Start, Generate, Cancel, ClearCache, InjectFault, Load, Ready, Loaded, Token, Finished, Failed,
 )  # fmt: skip
+Request = Generate
+"""What a worker starts and ends: has a ``number`` and a ``deadline``."""
 _TAG_OF = {kind: tag for tag, kind in enumerate(MESSAGES)}
 _NAMES = {kind: tuple(item.name for item in fields(kind)) for kind in MESSAGES}
 

@@ -1,0 +1,118 @@
+"""The workload of language models: a decoder with its tokenizer, proven by golden prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from inference.engines.contract import Engine, EngineError
+from inference.model import TOKENIZER_FILE, DecoderMetadata, ModelFormatError, read_metadata
+from inference.worker.cache import PrefixCache
+from inference.worker.decoder import Decoder
+from inference.worker.heartbeat import HeartbeatWriter
+from inference.worker.wire import Finished, Generate, Message, Request, WireError
+from inference.worker.workload import LoadContext, make_runtime
+
+_GOLDEN_MAX_TOKENS = 128
+
+
+class GenerationWorkload:
+    """Continuous batching behind the worker's shell; see `Workload`."""
+
+    def __init__(self, metadata: DecoderMetadata, engine: Engine, decoder: Decoder) -> None:
+        self._metadata = metadata
+        self._decoder = decoder
+        self.version = metadata.version
+        self.engine = engine.kind
+        self.device = engine.device
+
+    @property
+    def active(self) -> int:
+        """Sequences that hold a slot."""
+        return self._decoder.active
+
+    def start(self, request: Request) -> Sequence[Message]:
+        """Compute a prompt and return its first events."""
+        if not isinstance(request, Generate):
+            raise WireError(f"a language model does not take {type(request).__name__}")
+        return self._decoder.start(request)
+
+    def step(self) -> Sequence[Message]:
+        """Compute one token for every sequence."""
+        return self._decoder.step()
+
+    def cancel(self, number: int) -> Sequence[Message]:
+        """Free the slot of a request."""
+        return self._decoder.cancel(number)
+
+    def clear_cache(self) -> None:
+        """Forget the prefix cache."""
+        self._decoder.cache.clear()
+
+    def use_heartbeat(self, heartbeat: HeartbeatWriter) -> None:
+        """Report to another record from now on."""
+        self._decoder.use_heartbeat(heartbeat)
+
+    def prove(self) -> str:
+        """Answer every golden prompt; return what was wrong, or nothing."""
+        for number, golden in enumerate(self._metadata.golden):
+            last = self._answer(number, golden.task, golden.text)
+            if not isinstance(last, Finished):
+                return f"golden prompt {golden.text!r}: {last}"
+            if last.text.strip() != golden.expected.strip():
+                return f"golden prompt {golden.text!r} gives {last.text!r}, not {golden.expected!r}"
+        return ""
+
+    def _answer(self, number: int, task: str, text: str) -> Message:
+        request = Generate(
+            number=number,
+            task=task,
+            text=text,
+            max_tokens=_GOLDEN_MAX_TOKENS,
+            temperature=0.0,
+            top_p=1.0,
+            seed=0,
+            stop=[],
+            stream=False,
+            deadline=float("inf"),
+            canary=True,
+        )
+        events = self._decoder.start(request)
+        while self._decoder.active:
+            events = self._decoder.step()
+        return events[-1]
+
+
+def load_generation(folder: Path, context: LoadContext) -> GenerationWorkload:
+    """Load a language model from its version folder.
+
+    Raises:
+        EngineError: engine or tokenizer cannot be loaded.
+        ModelFormatError: ``model.toml`` cannot be used.
+    """
+    from tokenizers import Tokenizer  # noqa: PLC0415 - after the state says loading
+
+    metadata = read_metadata(folder)
+    if not isinstance(metadata, DecoderMetadata):
+        raise ModelFormatError(f"{folder} is not a language model")
+    start = context.start
+    runtime = make_runtime(start.engine, start.threads)
+    support = runtime.is_supported()
+    if not support.supported:
+        raise EngineError(support.reason)
+    engine = runtime.load(folder, metadata.shape)
+    try:
+        tokenizer = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
+    except Exception as error:
+        raise EngineError(f"{folder / TOKENIZER_FILE}: {error}") from error
+    if tokenizer.token_to_id(metadata.end_token) is None:
+        raise EngineError(f"{folder}: the tokenizer lacks the end token {metadata.end_token}")
+    decoder = Decoder(
+        context.faults.wrap(engine.create_context()),
+        tokenizer,
+        metadata,
+        cache=PrefixCache(start.cache_bytes, metadata.shape),
+        heartbeat=context.heartbeat,
+        clock=context.clock,
+    )
+    return GenerationWorkload(metadata, engine, decoder)

@@ -1,0 +1,116 @@
+"""What a worker runs: one version of a model, as the worker's shell sees it.
+
+The shell (`inference.worker.process`) owns the socket, signals, the heartbeat's state, draining and
+the swap of versions; a workload owns the engine and everything that is particular to its kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from inference.engines.contract import EngineLoadError, Runtime
+from inference.engines.onnx import OnnxRuntime
+from inference.model import ModelKind
+from inference.worker.faults import FaultInjector
+from inference.worker.heartbeat import HeartbeatWriter
+from inference.worker.wire import Message, Request, Start
+
+
+class Workload(Protocol):
+    """A loaded version. The shell calls it from one thread; `prove` only before it serves."""
+
+    @property
+    def version(self) -> int:
+        """The version that was loaded."""
+        ...
+
+    @property
+    def engine(self) -> str:
+        """Name of the runtime, as in the metric ``model_info``."""
+        ...
+
+    @property
+    def device(self) -> str:
+        """The device that computes, as verified after loading."""
+        ...
+
+    @property
+    def active(self) -> int:
+        """Requests that were started and have not ended; a swap waits for them."""
+        ...
+
+    def start(self, request: Request) -> Sequence[Message]:
+        """Begin a request and return its first messages; it may end at once."""
+        ...
+
+    def step(self) -> Sequence[Message]:
+        """Do the next piece of work for everything that is active."""
+        ...
+
+    def cancel(self, number: int) -> Sequence[Message]:
+        """Give up an active request; nothing happens if it has ended."""
+        ...
+
+    def clear_cache(self) -> None:
+        """Forget what was kept from earlier requests."""
+        ...
+
+    def prove(self) -> str:
+        """Answer the version's golden examples; return what was wrong, or nothing."""
+        ...
+
+    def use_heartbeat(self, heartbeat: HeartbeatWriter) -> None:
+        """Report to another record from now on."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LoadContext:
+    """What a workload needs to load a version."""
+
+    start: Start
+    faults: FaultInjector
+    heartbeat: HeartbeatWriter
+    clock: Callable[[], float]
+
+
+WorkloadLoader = Callable[[Path, LoadContext], Workload]
+
+
+def workload_loader(kind: ModelKind) -> WorkloadLoader:
+    """Return what loads models of a kind; its libraries are imported only now."""
+    from inference.worker.generation import load_generation  # noqa: PLC0415
+
+    loaders: dict[ModelKind, WorkloadLoader] = {ModelKind.DECODER: load_generation}
+    return loaders[kind]
+
+
+def make_runtime(engine: str, threads: int) -> Runtime:
+    """Return the runtime of a name: ``onnx``, ``tensorrt`` or ``tensorrt_rtx``."""
+    if engine == "onnx":
+        return OnnxRuntime(threads)
+    from inference.engines.tensorrt import TensorRtRuntime  # noqa: PLC0415 - needs a GPU
+
+    return TensorRtRuntime.from_installed(engine)
+
+
+def check_folder(folder: Path, engine: str) -> None:
+    """Refuse a version folder whose plan cannot run here, before TensorRT is asked.
+
+    Raises:
+        EngineLoadError: with every reason; TensorRT itself would only return no engine.
+    """
+    if engine == "onnx":
+        return
+    # Only plans need it, and a worker that imports little starts quickly.
+    from inference.engines.onnx import MODEL_FILE  # noqa: PLC0415
+    from inference.engines.plans import check_plan  # noqa: PLC0415
+    from inference.engines.tensorrt import PLAN_FILE  # noqa: PLC0415
+
+    model = folder / MODEL_FILE
+    reasons = check_plan(folder / PLAN_FILE, model if model.is_file() else None)
+    if reasons:
+        raise EngineLoadError(f"{folder / PLAN_FILE}: {'; '.join(reasons)}")
