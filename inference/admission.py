@@ -108,7 +108,7 @@ class AdmissionQueue:
         if wait is not None and self.depth > 0 and wait > remaining:
             raise OverloadedError(
                 f"the wait of about {wait:.2f} s is longer than the deadline allows",
-                code="deadline_unreachable",
+                reason="deadline_unreachable",
                 retry_after_seconds=retry_after(wait),
             )
         self._users.append(ticket)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, MutableMapping
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Any
@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 
 from inference.api import admin, health
 from inference.api.http import (
@@ -26,9 +27,10 @@ from inference.api.http import (
 from inference.api.openapi import describe
 from inference.api.routes import InferenceRoutes, is_inference_path
 from inference.errors import (
+    INTERNAL_MESSAGE,
+    EndpointNotFoundError,
     InvalidRequestError,
     MethodNotAllowedError,
-    NotFoundError,
     ServiceError,
 )
 from inference.faults import FaultControl
@@ -37,6 +39,8 @@ from inference.service import VERSION, InferenceService
 from inference.settings import InferenceSettings
 
 _log = structlog.get_logger(__name__)
+
+_ROUTERS = (health.router, admin.router)
 
 
 class InferenceApp:
@@ -52,7 +56,36 @@ class InferenceApp:
         if scope["type"] == "http" and is_inference_path(scope["path"]):
             await self._routes(scope, receive, send)
         else:
-            await self._rest(scope, receive, send)
+            await self._serve_rest(scope, receive, send)
+
+    async def _serve_rest(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._rest(scope, receive, self._with_headers(scope, send))
+        except Exception:
+            # Starlette raises again what `_on_bug` has logged and answered; the server would then
+            # close a connection on which the client may already have sent its next request.
+            if not scope.get("state", {}).get("bug_answered"):
+                raise
+
+    def _with_headers(self, scope: Scope, send: Send) -> Send:
+        """Give every answer of FastAPI the headers that the protocols' answers have."""
+        if scope["type"] != "http":
+            return send
+        given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
+        request_id = request_id_from(given)
+        scope.setdefault("state", {})["request_id"] = request_id
+
+        async def send_with_headers(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                level = int(self.service.degradation.level)
+                common = [
+                    (b"x-request-id", request_id.encode("ascii")),
+                    (b"x-galen-degradation", str(level).encode("ascii")),
+                ]
+                message["headers"] = [*message.get("headers", ()), *common]
+            await send(message)
+
+        return send_with_headers
 
 
 def create_app(settings: InferenceSettings) -> InferenceApp:
@@ -85,8 +118,8 @@ def _fastapi(service: InferenceService) -> FastAPI:
     )
     app.state.service = service
     app.state.faults = FaultControl(service)
-    app.include_router(health.router)
-    app.include_router(admin.router)
+    for router in _ROUTERS:
+        app.include_router(router)
     app.add_exception_handler(ServiceError, _on_service_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_request)
     app.add_exception_handler(HTTPException, _on_http_error)
@@ -96,15 +129,13 @@ def _fastapi(service: InferenceService) -> FastAPI:
 
 
 def _error_response(request: Request, error: ServiceError) -> JSONResponse:
-    request_id = request_id_from(request.headers.get("x-request-id", ""))
-    headers = {"x-request-id": request_id, **error_headers(error)}
-    content = error_content(error, Shape.OPENAI, request_id)
-    return JSONResponse(content, error.status, headers)
+    content = error_content(error, Shape.OPENAI, request.state.request_id)
+    return JSONResponse(content, error.status, error_headers(error))
 
 
 async def _on_service_error(request: Request, error: Exception) -> JSONResponse:
     """Render our own errors."""
-    known = error if isinstance(error, ServiceError) else ServiceError("internal error")
+    known = error if isinstance(error, ServiceError) else ServiceError(INTERNAL_MESSAGE)
     return _error_response(request, known)
 
 
@@ -115,7 +146,10 @@ async def _on_invalid_request(request: Request, error: Exception) -> JSONRespons
         first = dict(next(iter(error.errors()), {}))
     where = ".".join(str(part) for part in first.get("loc", ()))
     message = f"{where}: {first.get('msg', 'invalid')}"
-    return _error_response(request, InvalidRequestError(message, param=where or None))
+    reason = "invalid_json" if first.get("type") == "json_invalid" else None
+    return _error_response(
+        request, InvalidRequestError(message, reason=reason, param=where or None)
+    )
 
 
 async def _on_http_error(request: Request, error: Exception) -> JSONResponse:
@@ -123,9 +157,12 @@ async def _on_http_error(request: Request, error: Exception) -> JSONResponse:
     status = error.status_code if isinstance(error, HTTPException) else 500
     rendered: ServiceError
     if status == HTTPStatus.NOT_FOUND:
-        rendered = NotFoundError("no such endpoint", code="endpoint_not_found")
+        rendered = EndpointNotFoundError("no such endpoint")
     elif status == HTTPStatus.METHOD_NOT_ALLOWED:
-        rendered = MethodNotAllowedError(f"{request.url.path} does not take {request.method}")
+        allowed = ", ".join(sorted(_methods(request)))
+        rendered = MethodNotAllowedError(
+            f"{request.url.path} takes {allowed}", headers={"allow": allowed}
+        )
     else:
         rendered = InvalidRequestError(HTTPStatus(status).phrase)
     metrics = request.app.state.service.metrics
@@ -134,7 +171,24 @@ async def _on_http_error(request: Request, error: Exception) -> JSONResponse:
     return _error_response(request, rendered)
 
 
+def _methods(request: Request) -> set[str]:
+    """Return what a path takes, over all of its routes; Starlette's own answer stops at one."""
+    return {
+        method
+        for routes in (request.app.routes, *(router.routes for router in _ROUTERS))
+        for route in routes
+        if isinstance(route, Route) and route.path_regex.match(request.url.path)
+        for method in route.methods or ()
+    }
+
+
 async def _on_bug(request: Request, error: Exception) -> JSONResponse:
     """Answer in the usual shape when we are wrong; the traceback is in the log."""
-    _log.error("request_failed", path=request.url.path, error=repr(error))
-    return _error_response(request, ServiceError("internal error"))
+    request.state.bug_answered = True
+    _log.error(
+        "request_failed",
+        path=request.url.path,
+        request_id=request.state.request_id,
+        exc_info=error,
+    )
+    return _error_response(request, ServiceError(INTERNAL_MESSAGE))

@@ -47,13 +47,13 @@ class Degradation:
         if self.level >= Level.REFUSE:
             raise UnavailableError(
                 f"requests are refused: {self.reason or 'degradation level 4'}",
-                code="degraded",
+                reason="degraded",
                 retry_after_seconds=_REFUSAL_RETRY_AFTER_SECONDS,
             )
         if self.level >= Level.CORE_ONLY and request.low_priority:
             raise OverloadedError(
                 f"low-priority requests are refused: {self.reason or 'degraded'}",
-                code="low_priority",
+                reason="low_priority",
                 retry_after_seconds=_REFUSAL_RETRY_AFTER_SECONDS,
             )
 

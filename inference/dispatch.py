@@ -16,9 +16,9 @@ from inference.admission import AdmissionQueue
 from inference.errors import (
     ClientGoneError,
     DeadlineExceededError,
+    EngineFailedError,
     InvalidRequestError,
     ServiceError,
-    UnavailableError,
 )
 from inference.requests import GenerationRequest, Ticket, TicketState
 from inference.settings import InferenceSettings
@@ -135,10 +135,8 @@ class Dispatcher:
                 self.queue.requeue(ticket)
             else:
                 ticket.put(
-                    UnavailableError(
-                        f"the engine failed: {reason}",
-                        code="engine_failed",
-                        retry_after_seconds=retry_after_seconds,
+                    EngineFailedError(
+                        f"the engine failed: {reason}", retry_after_seconds=retry_after_seconds
                     )
                 )
 
@@ -190,7 +188,7 @@ def _error_of(failure: Failed) -> ServiceError:
     """Translate a worker's refusal or failure for the client."""
     match failure.code:
         case "prompt_too_long":
-            return InvalidRequestError(failure.message, code="context_length_exceeded")
+            return InvalidRequestError(failure.message, reason="context_length_exceeded")
         case "unknown_task":
             return InvalidRequestError(failure.message, param="task")
         case "deadline":
@@ -198,8 +196,6 @@ def _error_of(failure: Failed) -> ServiceError:
         case "cancelled":
             return ClientGoneError(failure.message)
         case _:
-            return UnavailableError(
-                f"the engine failed: {failure.message}",
-                code="engine_failed",
-                retry_after_seconds=1.0,
+            return EngineFailedError(
+                f"the engine failed: {failure.message}", retry_after_seconds=1.0
             )

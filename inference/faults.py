@@ -142,7 +142,7 @@ class FaultControl:
         if not self._service.settings.allow_faults:
             raise ForbiddenError(
                 "fault injection is off; start the service with allow_faults = true",
-                code="faults_not_allowed",
+                reason="faults_not_allowed",
             )
 
     def _inject_worker(self, host: EngineHost, name: str, values: _Parameters) -> int | None:

@@ -98,7 +98,7 @@ class Canary:
         try:
             answer = await self._ask(self._host.model, golden)
         except ServiceError as error:
-            self._judge(started, f"{error.code}: {error.message}")
+            self._judge(started, f"{error.reason}: {error.message}")
             return
         wrong = answer.text.strip() != golden.expected.strip()
         self._judge(started, f"wrong answer to a golden prompt ({golden.task})" if wrong else "")

@@ -94,7 +94,7 @@ class ModelRepository:
         """
         folder = self.root / model
         if not folder.is_dir():
-            raise NotFoundError(f"no model {model!r} in {self.root}", code="model_not_found")
+            raise NotFoundError(f"no model {model!r} in {self.root}", reason="model_not_found")
         return sorted(int(p.name) for p in folder.iterdir() if p.is_dir() and p.name.isdecimal())
 
     def describe(self, model: str) -> list[VersionInfo]:
@@ -137,7 +137,9 @@ class ModelRepository:
         quarantined = self._model(model).quarantined
         usable = [number for number in self.versions(model) if number not in quarantined]
         if not usable:
-            raise NotFoundError(f"model {model!r} has no usable version", code="version_not_found")
+            raise NotFoundError(
+                f"model {model!r} has no usable version", reason="version_not_found"
+            )
         return usable[-1]
 
     def require(self, model: str, version: int) -> int:
@@ -148,7 +150,7 @@ class ModelRepository:
         """
         if version not in self.versions(model):
             raise NotFoundError(
-                f"model {model!r} has no version {version}", code="version_not_found"
+                f"model {model!r} has no version {version}", reason="version_not_found"
             )
         return version
 

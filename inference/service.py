@@ -24,6 +24,7 @@ from inference.errors import (
     ConflictError,
     NotFoundError,
     OverloadedError,
+    RateLimitedError,
     UnavailableError,
 )
 from inference.health import Canary, HealthReport, judge
@@ -149,7 +150,7 @@ class InferenceService:
             known = ", ".join(self.hosts)
             raise NotFoundError(
                 f"no model {model!r}; this service has {known}",
-                code="model_not_found",
+                reason="model_not_found",
                 param="model",
             ) from None
 
@@ -174,7 +175,7 @@ class InferenceService:
             return host.dispatcher.submit(request, max_tokens), model
         except (OverloadedError, UnavailableError) as error:
             if not request.canary:
-                self.metrics.rejected(request.model, error.code)
+                self.metrics.rejected(request.model, error.reason)
             raise
 
     def cancel(self, ticket: Ticket, model: str) -> None:
@@ -193,9 +194,8 @@ class InferenceService:
         """
         wait = self._canary_rate.take()
         if wait > 0.0:
-            raise OverloadedError(
+            raise RateLimitedError(
                 f"more than {self._canary_rate.rate:g} canary requests per second",
-                code="rate_limit",
                 retry_after_seconds=max(1.0, wait),
             )
 
@@ -205,14 +205,13 @@ class InferenceService:
             return
         if self.draining:
             raise UnavailableError(
-                "the service is draining", code="draining", retry_after_seconds=5.0
+                "the service is draining", reason="draining", retry_after_seconds=5.0
             )
         self.degradation.check(request)
         wait = self.rate.take()
         if wait > 0.0:
-            raise OverloadedError(
+            raise RateLimitedError(
                 f"more than {self.rate.rate:g} requests per second",
-                code="rate_limit",
                 retry_after_seconds=max(1.0, wait),
             )
 
@@ -321,7 +320,8 @@ class InferenceService:
             self.repository.quarantine(model, wanted, loaded.reason)
             _log.warning("reload_failed", model=model, version=wanted, reason=loaded.reason)
             raise ConflictError(
-                f"version {wanted} was not taken into service: {loaded.reason}", code="load_failed"
+                f"version {wanted} was not taken into service: {loaded.reason}",
+                reason="load_failed",
             )
         self.repository.activate(model, wanted)
         _log.info("reloaded", model=model, version=wanted)

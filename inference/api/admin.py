@@ -73,7 +73,9 @@ def require_token(request: Request, service: Service) -> None:
     expected = service.admin_token.get_secret_value()
     matches = secrets.compare_digest(token.strip().encode(), expected.encode())
     if scheme.lower() != "bearer" or not matches:
-        raise UnauthorizedError("/admin needs the bearer token")
+        raise UnauthorizedError(
+            "/admin needs the bearer token", headers={"www-authenticate": "Bearer"}
+        )
 
 
 router = APIRouter(prefix="/admin", tags=["admin"], dependencies=[Depends(require_token)])

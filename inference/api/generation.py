@@ -46,7 +46,7 @@ def submit(
     if len(text) > settings.max_prompt_characters:
         raise InvalidRequestError(
             f"the prompt has {len(text)} characters; the limit is {settings.max_prompt_characters}",
-            code="context_length_exceeded",
+            reason="context_length_exceeded",
             param="prompt",
         )
     task, text = _task_of(exchange.header("x-galen-task") or task, text)

@@ -25,6 +25,7 @@ from inference.errors import (
     RequestTimeoutError,
     RequestTooLargeError,
     ServiceError,
+    UnsupportedMediaTypeError,
 )
 from inference.metrics import UNKNOWN
 from inference.requests import Ticket
@@ -37,6 +38,9 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Body = TypeVar("Body", bound=BaseModel)
 
+# `curl -d` calls everything a form: a body that is JSON is taken for what it is.
+_FORM = "application/x-www-form-urlencoded"
+_JSON_TYPES = {"", "application/json", _FORM}
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -86,19 +90,31 @@ class Exchange:
         """Read and validate the JSON body.
 
         Raises:
+            UnsupportedMediaTypeError: it says that it is something else.
             RequestTooLargeError: it is longer than allowed.
             InvalidRequestError: it is not what the endpoint takes; names the place.
             ClientGoneError: the client left before it was sent.
         """
-        raw = await self._read()
+        media_type = self.media_type()
+        if media_type not in _JSON_TYPES and not media_type.endswith("+json"):
+            raise UnsupportedMediaTypeError(f"the body must be JSON, not {media_type}")
+        raw = await self.read()
         try:
             return kind.model_validate(orjson.loads(raw))
         except orjson.JSONDecodeError as error:
+            if media_type == _FORM:
+                raise UnsupportedMediaTypeError(
+                    "the body must be JSON; form fields are not supported"
+                ) from error
             raise InvalidRequestError(
-                f"the body is not JSON: {error}", code="invalid_json"
+                f"the body is not JSON: {error}", reason="invalid_json"
             ) from error
         except ValidationError as error:
             raise invalid_body(error) from error
+
+    def media_type(self) -> str:
+        """Return the type that the client gives to its body, without parameters; may be empty."""
+        return self.header("content-type").partition(";")[0].strip().lower()
 
     def count_received(self, model: str) -> None:
         """Name the model and count the arrival."""
@@ -179,7 +195,14 @@ class Exchange:
         ]
         await self._send({"type": "http.response.start", "status": status, "headers": pairs})
 
-    async def _read(self) -> bytes:
+    async def read(self) -> bytes:
+        """Return the body as it came.
+
+        Raises:
+            RequestTooLargeError: it is longer than allowed.
+            RequestTimeoutError: it came too slowly.
+            ClientGoneError: the client left before it was sent.
+        """
         limit = self.service.settings.max_body_bytes
         declared = self.header("content-length")
         if declared.isdecimal() and int(declared) > limit:
@@ -220,13 +243,19 @@ def request_id_from(given: str) -> str:
 def error_content(error: ServiceError, shape: Shape, request_id: str) -> dict[str, Any]:
     """Return the body of an error."""
     if shape is Shape.OIP:
-        return {"error": error.message, "code": error.code, "request_id": request_id}
+        return {
+            "error": error.message,
+            "code": error.code,
+            "reason": error.reason,
+            "request_id": request_id,
+        }
     return {
         "error": {
             "message": error.message,
             "type": error.kind,
             "param": error.param,
             "code": error.code,
+            "reason": error.reason,
             "request_id": request_id,
         }
     }
@@ -235,8 +264,8 @@ def error_content(error: ServiceError, shape: Shape, request_id: str) -> dict[st
 def error_headers(error: ServiceError) -> dict[str, str]:
     """Return the headers that an error adds."""
     if error.retry_after_seconds is None:
-        return {}
-    return {"retry-after": str(math.ceil(error.retry_after_seconds))}
+        return error.headers
+    return {**error.headers, "retry-after": str(math.ceil(error.retry_after_seconds))}
 
 
 def invalid_body(error: ValidationError) -> InvalidRequestError:

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from inference.api.generation import MaxTokens, Sampling, Seed, Temperature, TopP, submit
 from inference.api.http import Exchange
-from inference.errors import InvalidRequestError, NotFoundError
+from inference.errors import InvalidRequestError, NotFoundError, UnsupportedError
 from inference.service import VERSION
 
 INPUT = "text"
@@ -111,7 +111,7 @@ async def infer(exchange: Exchange) -> None:
     exchange.count_received(exchange.params["model"])
     model, version = _model_of(exchange)
     if exchange.header("inference-header-content-length"):
-        raise InvalidRequestError(
+        raise UnsupportedError(
             "binary tensor data is not supported; send the text as JSON (binary_data=False)"
         )
     body = await exchange.body(InferBody)
@@ -163,6 +163,6 @@ def _model_of(exchange: Exchange) -> tuple[str, int]:
     if wanted is not None and wanted != str(host.version):
         raise NotFoundError(
             f"model {model!r} serves version {host.version}, not {wanted!r}",
-            code="version_not_found",
+            reason="version_not_found",
         )
     return model, host.version

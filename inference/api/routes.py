@@ -10,7 +10,13 @@ import structlog
 
 from inference.api import oip, openai
 from inference.api.http import Exchange, Receive, Scope, Send, Shape
-from inference.errors import ClientGoneError, MethodNotAllowedError, NotFoundError, ServiceError
+from inference.errors import (
+    INTERNAL_MESSAGE,
+    ClientGoneError,
+    EndpointNotFoundError,
+    MethodNotAllowedError,
+    ServiceError,
+)
 from inference.metrics import UNKNOWN
 from inference.service import InferenceService
 
@@ -84,10 +90,10 @@ class InferenceRoutes:
                 await self._run(found[0], exchange)
             elif matches:
                 allowed = ", ".join(route.method for route, _ in matches)
-                await exchange.send_error(MethodNotAllowedError(f"{path} takes {allowed}"))
-            else:
-                error = NotFoundError("no such endpoint", code="endpoint_not_found")
+                error = MethodNotAllowedError(f"{path} takes {allowed}", headers={"allow": allowed})
                 await exchange.send_error(error)
+            else:
+                await exchange.send_error(EndpointNotFoundError("no such endpoint"))
         finally:
             if found is None or found[0].counted:
                 exchange.finish()
@@ -102,7 +108,7 @@ class InferenceRoutes:
         except Exception:  # noqa: BLE001 - a bug is logged, and answered like any error
             # The last line of defence: one bad request must not take the connection's others.
             _log.exception("request_failed", path=route.path, request_id=exchange.request_id)
-            await exchange.send_error(ServiceError("internal error"))
+            await exchange.send_error(ServiceError(INTERNAL_MESSAGE))
 
     def _matches(self, path: str) -> list[tuple[Route, Mapping[str, str]]]:
         """Return the routes of a path, whatever their method."""

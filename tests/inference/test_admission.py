@@ -23,7 +23,7 @@ def test_a_full_queue_refuses_with_the_time_that_it_needs_to_drain():
         queue.admit(_ticket(number), running=2, slots=2)
     with pytest.raises(OverloadedError) as refusal:
         queue.admit(_ticket(9), running=2, slots=2)
-    assert refusal.value.code == "queue_full"
+    assert refusal.value.reason == "queue_full"
     # Three requests ahead of it, 3 s each, two at a time: 4.5 s, in whole seconds.
     assert refusal.value.retry_after_seconds == 5.0
 
@@ -34,7 +34,7 @@ def test_a_wait_beyond_the_deadline_is_refused_at_once():
     queue.admit(_ticket(1, deadline=5.0), running=1, slots=1)
     with pytest.raises(OverloadedError) as refusal:
         queue.admit(_ticket(2, deadline=1.5), running=1, slots=1)
-    assert refusal.value.code == "deadline_unreachable"
+    assert refusal.value.reason == "deadline_unreachable"
     queue.admit(_ticket(3, deadline=3.5), running=1, slots=1)
 
 

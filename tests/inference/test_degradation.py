@@ -29,7 +29,7 @@ def test_low_priority_goes_first():
     Degradation(Level.FULL).check(_request(low_priority=True))
     with pytest.raises(OverloadedError) as refusal:
         Degradation(Level.CORE_ONLY, "load").check(_request(low_priority=True))
-    assert refusal.value.code == "low_priority"
+    assert refusal.value.reason == "low_priority"
 
 
 def test_level_four_refuses_with_the_reason():

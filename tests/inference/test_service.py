@@ -98,7 +98,7 @@ def test_a_full_queue_refuses_fast_and_stays_alive(start, tools):
         tools.eventually(lambda: live.metric("llm_queue_depth", model="tiny") == 2, "it is full")
         refused = live.complete()
         assert refused.status_code == 429
-        assert refused.json()["error"]["code"] == "queue_full"
+        assert refused.json()["error"]["reason"] == "queue_full"
         assert int(refused.headers["retry-after"]) >= 1
         assert live.client.get("/health/live").status_code == 200
         assert live.metric("llm_requests_rejected_total", reason="queue_full") == 1
@@ -188,7 +188,7 @@ def test_a_bad_rollout_stays_down_until_it_is_rolled_back(start, tools):
         )
         refused = live.complete()
         assert refused.status_code == 503
-        assert refused.json()["error"]["code"] == "engine_unavailable"
+        assert refused.json()["error"]["code"] == "model_unavailable"
         assert live.metric("engine_load_failures_total", model="tiny") == 2
         assert live.client.get("/health/ready").status_code == 503
         assert live.client.get("/health/live").status_code == 200
@@ -290,7 +290,7 @@ def test_draining_refuses_new_requests_and_can_be_undone(start):
     with start() as live:
         live.admin.put("/admin/drain", json={"drain": True})
         answer = live.complete()
-        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "draining")
+        assert (answer.status_code, answer.json()["error"]["reason"]) == (503, "draining")
         assert live.client.get("/health/ready").status_code == 503
         assert live.client.get("/health/live").status_code == 200
         live.admin.put("/admin/drain", json={"drain": False})

@@ -121,14 +121,87 @@ BAD = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("method", "path", "content", "status", "code"), BAD)
-def test_what_is_wrong_is_refused_at_the_route(live, method, path, content, status, code):
+@pytest.mark.parametrize(("method", "path", "content", "status", "reason"), BAD)
+def test_what_is_wrong_is_refused_at_the_route(live, method, path, content, status, reason):
     answer = live.client.request(method, path, content=content)
     assert answer.status_code == status
     error = answer.json()["error"]
-    assert error["code"] == code
+    assert error["reason"] == reason
     assert error["message"]
     assert error["request_id"] == answer.headers["x-request-id"]
+
+
+JSON = b'{"prompt": "hello"}'
+OIP_JSON = b'{"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["hi"]}]}'
+FORM = "application/x-www-form-urlencoded"
+MEDIA = [
+    (None, JSON, 200),
+    ("application/json; charset=utf-8", JSON, 200),
+    ("application/vnd.api+json", JSON, 200),
+    (FORM, JSON, 200),  # what `curl -d` says
+    (FORM, b"prompt=hello", 415),
+    ("text/plain", JSON, 415),
+    ("application/xml", b"<prompt/>", 415),
+    ("multipart/form-data; boundary=x", b"--x--", 415),
+]
+
+
+@pytest.mark.parametrize(("kind", "content", "status"), MEDIA)
+def test_the_body_is_json_whatever_curl_calls_it(live, kind, content, status):
+    headers = {} if kind is None else {"content-type": kind}
+    answer = live.client.post("/v1/completions", content=content, headers=headers)
+    assert answer.status_code == status
+    if status == 415:
+        assert answer.json()["error"]["code"] == "unsupported"
+
+
+def test_oip_takes_no_other_media_type_either(live):
+    headers = {"content-type": "text/plain"}
+    answer = live.client.post("/v2/models/tiny/infer", content=OIP_JSON, headers=headers)
+    assert (answer.status_code, answer.json()["reason"]) == (415, "unsupported_media_type")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allow"),
+    [
+        ("GET", "/v1/completions", "POST"),
+        ("DELETE", "/v2/models/tiny/infer", "POST"),
+        ("PUT", "/health", "GET"),
+        ("PUT", "/admin/faults", "DELETE, POST"),
+    ],
+)
+def test_a_405_names_what_is_allowed(live, method, path, allow):
+    answer = live.client.request(method, path)
+    assert (answer.status_code, answer.headers["allow"]) == (405, allow)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/health", "/health/live", "/metrics", "/docs", "/openapi.json", "/admin/state", "/nowhere",
+     "/v1/models", "/v1/nowhere", "/v2/nowhere", "/v2/health/ready"],
+)  # fmt: skip
+def test_every_answer_has_one_request_id_and_the_level(live, path):
+    answer = live.client.get(path, headers={"x-request-id": "mine-7"})
+    assert answer.headers.get_list("x-request-id") == ["mine-7"]
+    assert answer.headers.get_list("x-galen-degradation") == ["0"]
+    assert live.client.get(path).headers["x-request-id"].startswith("req-")
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/health/ready"])
+def test_a_bug_is_a_500_that_tells_nothing(live, path, monkeypatch):
+    def bug(_self):
+        raise RuntimeError("secret detail")
+
+    monkeypatch.setattr(type(live.service), "not_ready_reason", bug)
+    monkeypatch.setattr(live.service, "wall_clock", lambda: bug(None))
+    answer = live.client.get(path)
+    assert answer.status_code == 500
+    assert answer.json()["error"]["code"] == "internal"
+    assert answer.json()["error"]["request_id"] == answer.headers["x-request-id"]
+    assert "connection" not in answer.headers
+    assert all(live.client.get("/v2").status_code == 200 for _ in range(3))
+    assert "secret" not in answer.text
+    assert "Traceback" not in answer.text
 
 
 OIP_BAD = [
@@ -156,7 +229,7 @@ def test_refused_requests_never_reach_the_engine_and_are_counted(live):
     live.complete()
     counted = live.metric("llm_requests_total")
     answered = live.metric("llm_queue_wait_seconds_count")
-    for method, path, content, _status, _code in BAD:
+    for method, path, content, _status, _reason in BAD:
         live.client.request(method, path, content=content)
     unknown = live.metric("llm_requests_total", endpoint="unknown", model="unknown", status="404")
     assert unknown >= 2
@@ -175,7 +248,7 @@ def test_many_unknown_models_are_one_series(live):
 def test_a_prompt_beyond_the_context_is_the_clients_fault(live):
     answer = live.complete("x" * 500)
     assert answer.status_code == 400
-    assert answer.json()["error"]["code"] == "context_length_exceeded"
+    assert answer.json()["error"]["reason"] == "context_length_exceeded"
 
 
 def test_canary_requests_are_answered_and_not_counted(live):
