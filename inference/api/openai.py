@@ -131,13 +131,21 @@ async def chat_completions(exchange: Exchange) -> None:
 
 async def models(exchange: Exchange) -> None:
     """Answer ``GET /v1/models``."""
+    data = [_model(exchange, model) for model in exchange.service.hosts]
+    await exchange.send_json(200, {"object": "list", "data": data})
+
+
+async def model(exchange: Exchange) -> None:
+    """Answer ``GET /v1/models/{model}``."""
+    host = exchange.service.host(exchange.params["model"])
+    await exchange.send_json(200, _model(exchange, host.model))
+
+
+def _model(exchange: Exchange, model: str) -> dict[str, Any]:
+    """Describe a model; it was created when the service was."""
     service = exchange.service
     created = int(service.wall_clock() - (service.clock() - service.started_at))
-    data = [
-        {"id": model, "object": "model", "created": created, "owned_by": "galen"}
-        for model in service.hosts
-    ]
-    await exchange.send_json(200, {"object": "list", "data": data})
+    return {"id": model, "object": "model", "created": created, "owned_by": "galen"}
 
 
 class _Writer(ABC):

@@ -46,6 +46,7 @@ ROUTES = (
     Route("POST", "/v1/completions", openai.completions, True, "Complete a prompt"),
     Route("POST", "/v1/chat/completions", openai.chat_completions, True, "Answer a message"),
     Route("GET", "/v1/models", openai.models, summary="List the models"),
+    Route("GET", "/v1/models/{model}", openai.model, summary="Describe a model"),
     Route("GET", "/v2", oip.server_metadata, summary="Server metadata"),
     Route("GET", "/v2/health/live", oip.live, summary="Liveness"),
     Route("GET", "/v2/health/ready", oip.ready, summary="Readiness"),
