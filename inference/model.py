@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from inference.engines.contract import CacheShape
 
 METADATA_FILE = "model.toml"
 TOKENIZER_FILE = "tokenizer.json"
 TEXT_FIELD = "{text}"
+# Single precision over some layers, another order of additions on another CPU or GPU.
+DEFAULT_TOLERANCE = 1e-3
 
 
 class ModelFormatError(Exception):
@@ -25,6 +31,8 @@ class ModelKind(StrEnum):
 
     DECODER = "decoder"
     """Text in, text out, token by token; the default."""
+    TENSOR = "tensor"
+    """Arrays in, arrays out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +60,32 @@ class DecoderMetadata:
     kind: ModelKind = ModelKind.DECODER
 
 
-ModelMetadata = DecoderMetadata
+@dataclass(frozen=True, slots=True)
+class GoldenTensors:
+    """Inputs whose outputs are known; the canary compares with them by value.
+
+    Values are arrays or nested lists, by tensor name; an output that is not named is not compared.
+    """
+
+    inputs: Mapping[str, Any]
+    outputs: Mapping[str, Any]
+    tolerance: float
+    """Largest difference, absolute for values below 1 and relative above; 0 for equality."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorMetadata:
+    """One version of a tensor model; names, types and shapes are read from the model itself."""
+
+    name: str
+    version: int
+    golden: tuple[GoldenTensors, ...]
+    max_batch_rows: int | None = None
+    """Rows computed together at most; None is the service's setting."""
+    kind: ModelKind = ModelKind.TENSOR
+
+
+ModelMetadata = DecoderMetadata | TensorMetadata
 
 
 def read_metadata(folder: Path) -> ModelMetadata:
@@ -104,4 +137,48 @@ def _split_template(template: str, path: Path) -> tuple[str, str]:
     return before, after
 
 
-_READERS = {ModelKind.DECODER: _decoder}
+def _tensor(table: Mapping[str, Any], path: Path) -> TensorMetadata:
+    """Read the keys of a tensor model."""
+    rows = table.get("max_batch_rows")
+    if rows is not None and (not isinstance(rows, int) or rows < 1):
+        raise ValueError(f"max_batch_rows must be a positive number of rows, not {rows!r}")
+    return TensorMetadata(
+        name=str(table["name"]),
+        version=int(table["version"]),
+        golden=tuple(_golden_tensors(item, path) for item in table.get("golden", [])),
+        max_batch_rows=rows,
+    )
+
+
+def _golden_tensors(item: Mapping[str, Any], path: Path) -> GoldenTensors:
+    """Read one ``[[golden]]`` table of a tensor model, inline or from the file that it names."""
+    tolerance = float(item.get("tolerance", DEFAULT_TOLERANCE))
+    if tolerance < 0:
+        raise ValueError(f"tolerance must not be negative: {tolerance}")
+    values = _golden_file(path.parent / str(item["file"])) if "file" in item else item
+    inputs, outputs = dict(values["inputs"]), dict(values["outputs"])
+    if not inputs or not outputs:
+        raise ValueError("a golden example needs inputs and outputs")
+    return GoldenTensors(inputs, outputs, tolerance)
+
+
+def _golden_file(path: Path) -> Mapping[str, Any]:
+    """Read ``{"inputs": {...}, "outputs": {...}}`` from JSON, or keys like ``inputs.x`` from npz."""
+    try:
+        if path.suffix != ".npz":
+            values: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            return values
+        with np.load(path, allow_pickle=False) as file:
+            tables: dict[str, dict[str, Any]] = {"inputs": {}, "outputs": {}}
+            for key in file.files:
+                side, _, name = key.partition(".")
+                tables[side][name] = file[key]
+            return tables
+    except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
+        raise ModelFormatError(f"{path}: not a golden example: {error}") from error
+
+
+_READERS: Mapping[ModelKind, Callable[[Mapping[str, Any], Path], ModelMetadata]] = {
+    ModelKind.DECODER: _decoder,
+    ModelKind.TENSOR: _tensor,
+}

@@ -27,7 +27,7 @@ from inference.errors import (
     RateLimitedError,
     UnavailableError,
 )
-from inference.health import Canary, HealthReport, judge
+from inference.health import Canary, Golden, HealthReport, judge
 from inference.metrics import EngineCollector, RequestMetrics
 from inference.model import GoldenPrompt
 from inference.repository import ModelRepository, bundled_repository
@@ -232,8 +232,10 @@ class InferenceService:
         if not ticket.request.canary:
             self.metrics.decoded(ticket, answer)
 
-    async def _ask(self, model: str, golden: GoldenPrompt) -> Finished:
-        """Send a golden prompt through the real queue."""
+    async def _ask(self, model: str, golden: Golden) -> str:
+        """Send a golden example through the real queue; say what was wrong with the answer."""
+        if not isinstance(golden, GoldenPrompt):
+            return f"{model} has golden examples of another kind of model"
         self._request_numbers += 1
         request = GenerationRequest(
             request_id=f"canary-{self._request_numbers}",
@@ -245,7 +247,9 @@ class InferenceService:
             canary=True,
         )
         ticket, _ = self.submit(request)
-        return await ticket.result()
+        answer = await ticket.result()
+        right = answer.text.strip() == golden.expected.strip()
+        return "" if right else f"wrong answer to a golden prompt ({golden.task})"
 
     # --- health
 

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from inference.api.http import Exchange
 from inference.errors import InvalidRequestError
+from inference.model import TensorMetadata
 from inference.requests import GenerationRequest, Ticket
 
 _SENTIMENT_PREFIX = "sentiment:"
@@ -51,6 +52,10 @@ def submit(
         )
     task, text = _task_of(exchange.header("x-galen-task") or task, text)
     metadata = host.metadata()
+    if isinstance(metadata, TensorMetadata):
+        raise InvalidRequestError(
+            f"{model} computes on tensors; ask it by /v2/models/{model}/infer", param="model"
+        )
     if metadata is not None and task not in metadata.prompts:
         known = ", ".join(sorted(metadata.prompts))
         raise InvalidRequestError(f"no task {task!r}; {model} has {known}", param="task")

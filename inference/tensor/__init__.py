@@ -1,0 +1,1 @@
+"""Tensor models: arrays in, arrays out, computed in dynamic batches."""
