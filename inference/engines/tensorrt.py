@@ -1,170 +1,195 @@
 """TensorRT: a serialized plan on an NVIDIA GPU.
 
-Written against TensorRT 10 and 11 and against ``tensorrt_rtx``, which has the same API. It needs a
-GPU to run; without one every path up to deserialization is real and the rest is not exercised here.
-Keys and values travel between host and device in each step, which is simple and right; keeping
-them on the device is the first thing to change for a large model.
+Written against TensorRT 10 and 11 and against ``tensorrt_rtx``, which has the same API: named
+tensors, ``execute_async_v3``, one stream for each context. TensorRT says *that* something failed by
+None and False, and why only to its logger and its error recorder; both are kept here and asked.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from inference.engines.contract import (
-    CacheShape,
+    Array,
     EngineLoadError,
     EngineStepError,
-    StepInputs,
-    StepOutputs,
+    OutOfMemoryError,
+    Placement,
+    Signature,
     Support,
-    cache_names,
+    Tensor,
+    TensorSpec,
 )
+from inference.engines.cuda import Cuda, DeviceBuffer, DeviceMemory, DeviceTensor
+from inference.engines.profiles import Profile, choose_profile, describe_misfit
+from inference.engines.reasons import ReasonLog
 
 PLAN_FILE = "model.plan"
-_CUDA_SUCCESS = 0
-_CUDA_HOST_TO_DEVICE = 1
-_CUDA_DEVICE_TO_HOST = 2
-
-
-class Device:
-    """Device memory and one stream, through NVIDIA's own ``cuda-python``."""
-
-    def __init__(self, runtime: Any) -> None:
-        self._runtime = runtime
-        self._buffers: dict[str, tuple[int, int]] = {}
-        self.stream = int(self._check("cudaStreamCreate", self._runtime.cudaStreamCreate()))
-
-    @classmethod
-    def open(cls) -> Device:
-        """Open the current device.
-
-        Raises:
-            EngineLoadError: cuda-python or the driver is missing.
-        """
-        try:
-            runtime = importlib.import_module("cuda.bindings.runtime")
-        except ImportError as error:
-            raise EngineLoadError(
-                f"cuda-python is not installed: {error}; install the extra `tensorrt` or `rtx`"
-            ) from error
-        try:
-            return cls(runtime)
-        except EngineStepError as error:
-            raise EngineLoadError(str(error)) from error
-
-    def reserve(self, name: str, size_bytes: int) -> int:
-        """Return the address of a buffer of at least this size; it grows by doubling."""
-        address, size = self._buffers.get(name, (0, 0))
-        if size >= size_bytes and address:
-            return address
-        if address:
-            self._check("cudaFree", self._runtime.cudaFree(address))
-            del self._buffers[name]
-        size = max(size_bytes, 2 * size, 256)
-        address = int(self._check("cudaMalloc", self._runtime.cudaMalloc(size)))
-        self._buffers[name] = (address, size)
-        return address
-
-    def upload(self, name: str, array: npt.NDArray[Any]) -> int:
-        """Copy an array to its buffer and return the address."""
-        address = self.reserve(name, array.nbytes)
-        self._copy(address, array.ctypes.data, array.nbytes, _CUDA_HOST_TO_DEVICE)
-        return address
-
-    def download(self, name: str, array: npt.NDArray[Any]) -> None:
-        """Copy a buffer into an array."""
-        self._copy(array.ctypes.data, self._buffers[name][0], array.nbytes, _CUDA_DEVICE_TO_HOST)
-
-    def synchronize(self) -> None:
-        """Wait for the stream; errors of asynchronous work come out here.
-
-        Raises:
-            EngineStepError: what was queued has failed.
-        """
-        self._check("cudaStreamSynchronize", self._runtime.cudaStreamSynchronize(self.stream))
-
-    def _copy(self, to: int, source: int, size: int, kind: int) -> None:
-        if size:
-            direction = self._runtime.cudaMemcpyKind(kind)
-            result = self._runtime.cudaMemcpyAsync(to, source, size, direction, self.stream)
-            self._check("cudaMemcpyAsync", result)
-
-    def _check(self, call: str, result: Any) -> Any:
-        """Return the value of a call, or raise what it reported."""
-        status, *values = result
-        if int(status) != _CUDA_SUCCESS:
-            raise EngineStepError(f"{call} failed: {getattr(status, 'name', status)}")
-        return values[0] if values else None
 
 
 class TensorRtContext:
-    """Executes one step at a time on a stream."""
+    """Executes one run at a time on a stream of its own."""
 
-    def __init__(self, context: Any, device: Device, shape: CacheShape, dtypes: Mapping[str, Any]):
+    def __init__(self, engine: TensorRtEngine, context: Any, memory: DeviceMemory) -> None:
+        self._engine = engine
         self._context = context
-        self._device = device
-        self._past = cache_names(shape.layers, "past_key_values")
-        self._outputs = ["logits", *cache_names(shape.layers, "present")]
-        self._dtypes = dtypes
+        self._memory = memory
+        self._profile = 0
 
-    def execute(self, inputs: StepInputs) -> StepOutputs:
-        """Run one step; see `Context.execute`."""
-        feed: dict[str, npt.NDArray[Any]] = dict(zip(self._past, inputs.past, strict=True))
-        feed["input_ids"] = inputs.input_ids
-        feed["attention_mask"] = inputs.attention_mask
-        feed["position_ids"] = inputs.position_ids
+    def run(
+        self,
+        feeds: Mapping[str, Tensor],
+        fetches: Sequence[str] | None = None,
+        resident: frozenset[str] = frozenset(),
+    ) -> dict[str, Tensor]:
+        """Queue inputs, computation and outputs, and wait for the stream; see `Context.run`."""
+        if self._context is None:
+            raise EngineStepError("the context is closed")
+        signature = self._engine.signature
+        missing = [spec.name for spec in signature.inputs if spec.name not in feeds]
+        if missing:
+            raise EngineStepError(f"the inputs {', '.join(missing)} are missing")
+        self._use_profile({spec.name: feeds[spec.name].shape for spec in signature.inputs})
         # Held until the stream is done: an asynchronous copy may still read from them.
-        _held = [self._bind_input(name, array) for name, array in feed.items()]
-        outputs = {name: self._bind_output(name) for name in self._outputs}
-        if not self._context.execute_async_v3(self._device.stream):
-            raise EngineStepError("execute_async_v3 returned False")
-        for name, array in outputs.items():
-            self._device.download(name, array)
-        self._device.synchronize()
-        logits, *present = (array.astype(np.float32, copy=False) for array in outputs.values())
-        return StepOutputs(logits, present)
+        held: list[object] = []
+        try:
+            held = [self._bind_input(spec, feeds[spec.name]) for spec in signature.inputs]
+            outputs = {
+                spec.name: self._bind_output(spec, stays=spec.name in resident)
+                for spec in signature.outputs
+            }
+            if not self._context.execute_async_v3(self._memory.stream):
+                raise self._failure("execute_async_v3 returned False")
+            names = list(outputs) if fetches is None else fetches
+            results: dict[str, Tensor] = {
+                name: outputs[name] if name in resident else self._fetch(outputs[name])
+                for name in names
+            }
+            self._memory.synchronize()
+        except EngineStepError as error:
+            raise self._settled(error) from error
+        finally:
+            held.clear()
+        return results
 
-    def _bind_input(self, name: str, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        contiguous = np.ascontiguousarray(array, dtype=self._dtypes[name])
-        if not self._context.set_input_shape(name, contiguous.shape):
-            raise EngineStepError(
-                f"the plan does not take {name} of shape {contiguous.shape}; "
-                "see its optimization profiles"
-            )
-        self._set_address(name, self._device.upload(name, contiguous))
-        return contiguous
+    def close(self) -> None:
+        """Give back the device memory of the execution."""
+        self._context = None
+        self._memory.close()
 
-    def _bind_output(self, name: str) -> npt.NDArray[Any]:
-        shape = tuple(self._context.get_tensor_shape(name))
+    def _use_profile(self, shapes: Mapping[str, Sequence[int]]) -> None:
+        """Switch to the optimization profile that fits best."""
+        profiles = self._engine.profiles
+        if len(profiles) < 2:
+            return
+        wanted = choose_profile(profiles, shapes, self._profile)
+        if wanted is None:
+            raise EngineStepError(describe_misfit(profiles, shapes))
+        if wanted != self._profile:
+            if not self._context.set_optimization_profile_async(wanted, self._memory.stream):
+                raise self._failure(f"set_optimization_profile_async refused profile {wanted}")
+            self._profile = wanted
+
+    def _bind_input(self, spec: TensorSpec, tensor: Tensor) -> object:
+        """Put an input where the plan reads it; what comes back must live as long as the run."""
+        if not self._context.set_input_shape(spec.name, tuple(tensor.shape)):
+            shapes = {spec.name: tensor.shape}
+            raise self._failure(describe_misfit(self._engine.profiles, shapes))
+        if isinstance(tensor, DeviceTensor) and tensor.memory is self._memory:
+            self._set_address(spec.name, tensor.buffer.address)
+            return tensor
+        array = np.ascontiguousarray(tensor, dtype=spec.dtype)
+        if spec.name in self._engine.host_tensors:
+            self._set_address(spec.name, array.ctypes.data)
+        else:
+            buffer = self._memory.named(spec.name, array.nbytes)
+            self._memory.upload(buffer.address, array)
+            self._set_address(spec.name, buffer.address)
+        return array
+
+    def _bind_output(self, spec: TensorSpec, *, stays: bool) -> Array | DeviceTensor:
+        """Give an output a place: on the host, in a kept buffer, or in one of its own."""
+        shape = tuple(self._context.get_tensor_shape(spec.name))
         if any(size < 0 for size in shape):
-            raise EngineStepError(f"the shape of {name} is not known: {shape}")
-        array = np.empty(shape, dtype=self._dtypes[name])
-        self._set_address(name, self._device.reserve(name, array.nbytes))
+            raise self._failure(f"the shape of {spec.name} is not known before the run: {shape}")
+        if spec.name in self._engine.host_tensors:
+            array = np.empty(shape, spec.dtype)
+            self._set_address(spec.name, array.ctypes.data)
+            return array
+        size = int(np.prod(shape, dtype=np.int64)) * spec.dtype.itemsize
+        buffer: DeviceBuffer
+        buffer = self._memory.allocate(size) if stays else self._memory.named(spec.name, size)
+        self._set_address(spec.name, buffer.address)
+        return DeviceTensor(self._memory, buffer, shape, spec.dtype)
+
+    def _fetch(self, output: Array | DeviceTensor) -> Array:
+        """Queue the copy of an output, unless it is on the host already."""
+        if not isinstance(output, DeviceTensor):
+            return output
+        array = np.empty(output.shape, output.dtype)
+        self._memory.download(output.buffer.address, array)
         return array
 
     def _set_address(self, name: str, address: int) -> None:
         if not self._context.set_tensor_address(name, address):
-            raise EngineStepError(f"set_tensor_address refused {name}")
+            raise self._failure(f"set_tensor_address refused {name}")
+
+    def _failure(self, what: str) -> EngineStepError:
+        """Return the error for a call that said no, with what TensorRT told its recorder."""
+        reasons = self._engine.reasons
+        text = reasons.take()
+        message = f"{self._engine.kind}: {what}: {text or 'TensorRT gave no reason'}"
+        if reasons.out_of_memory(text):
+            return OutOfMemoryError(message)
+        return EngineStepError(message)
+
+    def _settled(self, error: EngineStepError) -> EngineStepError:
+        """Wait for what is queued, so that host memory may go; a lost device outdoes the error."""
+        if error.fatal:
+            return error
+        try:
+            self._memory.synchronize()
+        except EngineStepError as later:
+            return type(later)(f"{error}; then {later}") if later.fatal else error
+        return error
 
 
 class TensorRtEngine:
     """A deserialized plan."""
 
-    device = "cuda"
-
-    def __init__(self, kind: str, engine: Any, device: Device, shape: CacheShape, nptype: Any):
+    def __init__(self, kind: str, module: Any, engine: Any, cuda: Cuda, reasons: ReasonLog) -> None:
         self.kind = kind
+        self.reasons = reasons
         self._engine = engine
-        self._device = device
-        self._shape = shape
-        self._nptype = nptype
+        self._cuda = cuda
+        self._contexts: list[TensorRtContext] = []
+        names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+        self.host_tensors = frozenset(
+            name for name in names if engine.get_tensor_location(name) == module.TensorLocation.HOST
+        )
+        inputs: list[TensorSpec] = []
+        outputs: list[TensorSpec] = []
+        for name in names:
+            is_input = engine.get_tensor_mode(name) == module.TensorIOMode.INPUT
+            (inputs if is_input else outputs).append(_spec(module, engine, name))
+        self.signature = Signature(tuple(inputs), tuple(outputs))
+        self.profiles: list[Profile] = [
+            {spec.name: _ranges(engine, spec.name, number) for spec in inputs}
+            for number in range(engine.num_optimization_profiles)
+        ]
+        self.device = self.placement().device
+
+    def placement(self) -> Placement:
+        """Say where tensors are, and see that the device still answers."""
+        self._cuda.call("cudaGetDevice")
+        signature = self.signature
+        return Placement("cuda", self._side(signature.inputs), self._side(signature.outputs))
 
     def create_context(self) -> TensorRtContext:
         """Make an execution context.
@@ -174,26 +199,57 @@ class TensorRtEngine:
         """
         context = self._engine.create_execution_context()
         if context is None:
-            raise EngineLoadError("create_execution_context returned None: out of device memory?")
-        names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
-        dtypes = {name: self._nptype(self._engine.get_tensor_dtype(name)) for name in names}
-        return TensorRtContext(context, self._device, self._shape, dtypes)
+            reason = self.reasons.take() or "out of device memory?"
+            raise EngineLoadError(f"create_execution_context returned None: {reason}")
+        try:
+            made = TensorRtContext(self, context, DeviceMemory(self._cuda))
+        except EngineStepError as error:
+            raise EngineLoadError(str(error)) from error
+        self._contexts.append(made)
+        return made
+
+    def close(self) -> None:
+        """Give back contexts first, then the plan: TensorRT wants that order."""
+        for context in self._contexts:
+            context.close()
+        self._contexts.clear()
+        self._engine = None
+
+    def _side(self, tensors: Sequence[TensorSpec]) -> str:
+        """Return where a group of tensors is; small ones that decide shapes may be on the host."""
+        on_host = all(tensor.name in self.host_tensors for tensor in tensors)
+        return "cpu" if tensors and on_host else "cuda"
 
 
 class TensorRtRuntime:
-    """Deserializes plans with ``tensorrt`` or ``tensorrt_rtx``."""
+    """Deserializes plans with ``tensorrt`` or ``tensorrt_rtx``.
 
-    def __init__(self, kind: str, module: ModuleType | None, device: Device | None = None) -> None:
+    Args:
+        kind: Name of the module, as in the metric ``model_info``.
+        module: The module; None where it is not installed.
+        cuda: The device; None opens the current one.
+        file: Name of the plan in a version folder.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        module: ModuleType | Any | None,
+        cuda: Cuda | None = None,
+        *,
+        file: str = PLAN_FILE,
+    ) -> None:
         self._kind = kind
         self._module = module
-        self._device = device
+        self._cuda = cuda
+        self._file = file
 
     @classmethod
     def from_installed(cls, kind: str) -> TensorRtRuntime:
         """Take the module of that name, if it is installed."""
         try:
             return cls(kind, importlib.import_module(kind))
-        except (ImportError, OSError):
+        except (ImportError, OSError):  # OSError: the module is there, its libraries are not
             return cls(kind, None)
 
     def is_supported(self) -> Support:
@@ -202,45 +258,49 @@ class TensorRtRuntime:
             return Support(False, f"the module {self._kind} cannot be imported")
         return Support(True)
 
-    def load(self, folder: Path, shape: CacheShape) -> TensorRtEngine:
+    def load(self, folder: Path, file: str | None = None) -> TensorRtEngine:
         """Deserialize ``folder/model.plan``.
 
         `deserialize_cuda_engine` reports a missing driver, a damaged file and a plan of another
         version or GPU all by returning None; what it logged is the only reason there is.
 
         Raises:
-            EngineLoadError: with the reason from the log.
+            EngineLoadError: with the reason from the recorder or the log.
         """
+        path = folder / (file or self._file)
         if self._module is None:
             raise EngineLoadError(self.is_supported().reason)
-        path = folder / PLAN_FILE
         try:
             plan = path.read_bytes()
         except OSError as error:
             raise EngineLoadError(f"{path}: {error}") from error
-        logger = _make_logger(self._module)
-        runtime = self._module.Runtime(logger)
+        log = ReasonLog(self._module)
+        runtime = self._module.Runtime(log.logger)
+        runtime.error_recorder = log.recorder
         engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
-            reason = "; ".join(logger.errors) or "TensorRT gave no reason"
+            reason = log.take() or "TensorRT gave no reason"
             raise EngineLoadError(f"{self._kind} cannot deserialize {path}: {reason}")
-        device = self._device or Device.open()
-        return TensorRtEngine(self._kind, engine, device, shape, self._module.nptype)
+        try:
+            cuda = self._cuda or Cuda.open()
+            return TensorRtEngine(self._kind, self._module, engine, cuda, log)
+        except EngineStepError as error:
+            raise EngineLoadError(str(error)) from error
 
 
-def _make_logger(module: ModuleType) -> Any:
-    """Make a TensorRT logger that keeps the errors; its base class exists at run time only."""
+def _spec(module: Any, engine: Any, name: str) -> TensorSpec:
+    """Describe a tensor; TensorRT keeps no names of sizes that vary."""
+    dtype = engine.get_tensor_dtype(name)
+    try:
+        nptype = np.dtype(module.nptype(dtype))
+    except TypeError as error:
+        raise EngineLoadError(
+            f"the tensor {name} has the type {dtype}, which numpy lacks"
+        ) from error
+    shape = tuple(int(size) if size >= 0 else "?" for size in engine.get_tensor_shape(name))
+    return TensorSpec(name, nptype, shape)
 
-    class Logger(module.ILogger):  # type: ignore[misc, name-defined]
-        """Collects errors."""
 
-        def __init__(self) -> None:
-            module.ILogger.__init__(self)
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            """Take one message of the library."""
-            if severity in {module.ILogger.ERROR, module.ILogger.INTERNAL_ERROR}:
-                self.errors.append(message)
-
-    return Logger()
+def _ranges(engine: Any, name: str, number: int) -> tuple[tuple[int, ...], ...]:
+    """Return the smallest, best and largest shape of an input in a profile."""
+    return tuple(tuple(shape) for shape in engine.get_tensor_profile_shape(name, number))

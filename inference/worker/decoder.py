@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from inference.engines.contract import (
-    Context,
     EngineStepError,
     FloatArray,
     IntArray,
     StepInputs,
     StepOutputs,
 )
+from inference.engines.decoding import StepContext
 from inference.model import DecoderMetadata
 from inference.worker.cache import PrefixCache
 from inference.worker.heartbeat import HeartbeatWriter
@@ -85,7 +85,7 @@ class Decoder:
 
     def __init__(
         self,
-        context: Context,
+        context: StepContext,
         tokenizer: Any,
         metadata: DecoderMetadata,
         *,
@@ -133,7 +133,7 @@ class Decoder:
         try:
             outputs = self._execute(_prefill_inputs(ids, known, past), [*self._sequences, sequence])
         except EngineStepError as error:
-            events: list[Event] = [_failed(request, "step_failed", str(error))]
+            events: list[Event] = [_failed(request, error.code, str(error))]
         else:
             sequence.prefilled_at = self._clock()
             if self._finite(outputs.logits[:, -1])[0]:
@@ -163,7 +163,7 @@ class Decoder:
         try:
             outputs = self._execute(self._decode_inputs(), self._sequences)
         except EngineStepError as error:
-            events += [_failed(s.request, "step_failed", str(error)) for s in self._sequences]
+            events += [_failed(s.request, error.code, str(error)) for s in self._sequences]
             self._keep([])
             return events
         self._past = outputs.present

@@ -10,12 +10,12 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from inference.engines.contract import Context, StepInputs, StepOutputs
+from inference.engines.contract import Array, Context, Tensor
 
 ENGINE_HANG = "engine_hang"
 ENGINE_CRASH = "engine_crash"
@@ -26,7 +26,7 @@ WORKER_FAULTS = (ENGINE_HANG, ENGINE_CRASH, ENGINE_SLOW, CORRUPT_OUTPUT, HOST_ME
 
 _LEAK_INTERVAL_SECONDS = 0.1
 _HANG_POLL_SECONDS = 0.05
-# Logits move by this many tokens: each answer is fluent for the engine and wrong for the reader.
+# Scores move by this many places: each answer is fluent for the engine and wrong for the reader.
 _WRONG_SHIFT = 17
 
 
@@ -65,20 +65,26 @@ class FaultInjector:
         """Return a context that shows the active faults."""
         return _FaultyContext(context, self)
 
-    def execute(self, context: Context, inputs: StepInputs) -> StepOutputs:
-        """Run one step under the active faults."""
+    def run(
+        self,
+        context: Context,
+        feeds: Mapping[str, Tensor],
+        fetches: Sequence[str] | None,
+        resident: frozenset[str],
+    ) -> dict[str, Tensor]:
+        """Run once under the active faults."""
         while self._hung:
             # The step loop stops here: no message is read and SIGTERM is not obeyed, as with a
             # kernel that never returns. Only `clear`, called by a signal, or SIGKILL ends it.
             time.sleep(_HANG_POLL_SECONDS)
         started = self._clock()
-        outputs = context.execute(inputs)
+        outputs = context.run(feeds, fetches, resident)
         while self._clock() - started < self._step_seconds:
-            outputs = context.execute(inputs)
-        if self._corruption == "nan":
-            outputs.logits[:] = np.nan
-        elif self._corruption == "wrong":
-            outputs.logits[:] = np.roll(outputs.logits, _WRONG_SHIFT, axis=-1)
+            outputs = context.run(feeds, fetches, resident)
+        if self._corruption:
+            # The first output is the answer: a decoder's logits, a classifier's scores.
+            name, answer = next(iter(outputs.items()))
+            outputs[name] = _corrupt(np.asarray(answer), self._corruption)
         return outputs
 
     def _stop_leak(self) -> None:
@@ -94,9 +100,25 @@ class _FaultyContext:
         self._context = context
         self._injector = injector
 
-    def execute(self, inputs: StepInputs) -> StepOutputs:
-        """Run one step; see `Context.execute`."""
-        return self._injector.execute(self._context, inputs)
+    def run(
+        self,
+        feeds: Mapping[str, Tensor],
+        fetches: Sequence[str] | None = None,
+        resident: frozenset[str] = frozenset(),
+    ) -> dict[str, Tensor]:
+        """Run once; see `Context.run`."""
+        return self._injector.run(self._context, feeds, fetches, resident)
+
+    def close(self) -> None:
+        """Close the context; see `Context.close`."""
+        self._context.close()
+
+
+def _corrupt(answer: Array, kind: str) -> Array:
+    """Return an output that is not a number (``nan``), or plausible and wrong (``wrong``)."""
+    if kind == "nan" and np.issubdtype(answer.dtype, np.floating):
+        return np.full_like(answer, np.nan)
+    return np.roll(answer, _WRONG_SHIFT, axis=-1) if answer.ndim else answer
 
 
 class _Leak:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from inference.engines.contract import Engine, EngineError
+from inference.engines.decoding import DecoderContext, check_decoder
 from inference.model import TOKENIZER_FILE, DecoderMetadata, ModelFormatError, read_metadata
 from inference.worker.cache import PrefixCache
 from inference.worker.decoder import Decoder
@@ -100,7 +101,8 @@ def load_generation(folder: Path, context: LoadContext) -> GenerationWorkload:
     support = runtime.is_supported()
     if not support.supported:
         raise EngineError(support.reason)
-    engine = runtime.load(folder, metadata.shape)
+    engine = runtime.load(folder)
+    check_decoder(engine.signature, metadata.shape, str(folder))
     try:
         tokenizer = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
     except Exception as error:
@@ -108,7 +110,7 @@ def load_generation(folder: Path, context: LoadContext) -> GenerationWorkload:
     if tokenizer.token_to_id(metadata.end_token) is None:
         raise EngineError(f"{folder}: the tokenizer lacks the end token {metadata.end_token}")
     decoder = Decoder(
-        context.faults.wrap(engine.create_context()),
+        DecoderContext(context.faults.wrap(engine.create_context()), metadata.shape),
         tokenizer,
         metadata,
         cache=PrefixCache(start.cache_bytes, metadata.shape),

@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from inference.app import InferenceApp, create_app
+from inference.engines.decoding import DecoderContext
 from inference.engines.onnx import OnnxRuntime
 from inference.model import read_metadata
 from inference.settings import InferenceSettings
@@ -176,7 +177,7 @@ def make_decoder(
 ) -> Decoder:
     """Return a decoder on a version folder."""
     metadata = read_metadata(folder)
-    context = OnnxRuntime().load(folder, metadata.shape).create_context()
+    context = DecoderContext(OnnxRuntime().load(folder).create_context(), metadata.shape)
     return Decoder(
         context,
         Tokenizer.from_file(str(folder / "tokenizer.json")),

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from inference.engines.contract import CacheShape, EngineLoadError, EngineStepError, StepInputs
-from inference.engines.tensorrt import Device, TensorRtRuntime
+from inference.engines.cuda import Cuda
+from inference.engines.decoding import DecoderContext
+from inference.engines.tensorrt import TensorRtRuntime
 
 SHAPE = CacheShape(layers=1, heads=1, head_dim=2)
 
@@ -37,6 +39,7 @@ class FakeEngine:
              "past_key_values.0.key", "past_key_values.0.value",
              "present.0.key", "present.0.value")  # fmt: skip
     num_io_tensors = len(names)
+    num_optimization_profiles = 1
 
     def __init__(self, context):
         self.context = context
@@ -46,6 +49,18 @@ class FakeEngine:
 
     def get_tensor_name(self, index):
         return self.names[index]
+
+    def get_tensor_location(self, name):
+        return "device"
+
+    def get_tensor_mode(self, name):
+        return "output" if name.startswith(("logits", "present")) else "input"
+
+    def get_tensor_shape(self, name):
+        return (-1, -1)
+
+    def get_tensor_profile_shape(self, name, number):
+        return [(1, 1)] * 3
 
     def get_tensor_dtype(self, name):
         return np.int64 if name.endswith(("ids", "mask")) else np.float32
@@ -64,7 +79,14 @@ def _module(engine, log="", severity=1):
                 self.logger.log(severity, log)
             return engine
 
-    return SimpleNamespace(ILogger=ILogger, Runtime=Runtime, nptype=lambda dtype: dtype)
+    return SimpleNamespace(
+        ILogger=ILogger,
+        IErrorRecorder=type("IErrorRecorder", (), {}),
+        Runtime=Runtime,
+        nptype=lambda dtype: dtype,
+        TensorLocation=SimpleNamespace(DEVICE="device", HOST="host"),
+        TensorIOMode=SimpleNamespace(INPUT="input", OUTPUT="output"),
+    )
 
 
 class FakeCuda:
@@ -90,8 +112,13 @@ class FakeCuda:
 
 def _load(tmp_path, module, cuda=None):
     (tmp_path / "model.plan").write_bytes(b"plan")
-    device = Device(cuda or FakeCuda())
-    return TensorRtRuntime("tensorrt", module, device).load(tmp_path, SHAPE)
+    return TensorRtRuntime("tensorrt", module, Cuda(cuda or FakeCuda())).load(tmp_path)
+
+
+def _context(tmp_path, context, cuda=None):
+    return DecoderContext(
+        _load(tmp_path, _module(FakeEngine(context)), cuda).create_context(), SHAPE
+    )
 
 
 def _inputs(batch=2, tokens=1, past=3):
@@ -115,7 +142,7 @@ def test_warnings_are_no_reason(tmp_path):
 
 def test_a_missing_plan_is_a_load_error(tmp_path):
     with pytest.raises(EngineLoadError, match=r"model\.plan"):
-        TensorRtRuntime("tensorrt", _module(None)).load(tmp_path, SHAPE)
+        TensorRtRuntime("tensorrt", _module(None)).load(tmp_path)
 
 
 def test_a_missing_module_is_said_and_not_raised():
@@ -133,16 +160,16 @@ def test_no_context_is_a_load_error(tmp_path):
 
 def test_no_device_is_a_load_error(tmp_path, monkeypatch):
     (tmp_path / "model.plan").write_bytes(b"plan")
-    failing = FakeCuda(cudaStreamCreate=35)
-    monkeypatch.setattr("inference.engines.tensorrt.importlib.import_module", lambda name: failing)
+    failing = FakeCuda(cudaGetDevice=35)
+    monkeypatch.setattr("inference.engines.cuda.importlib.import_module", lambda name: failing)
     runtime = TensorRtRuntime("tensorrt", _module(FakeEngine(FakeContext())))
-    with pytest.raises(EngineLoadError, match="cudaStreamCreate failed: 35"):
-        runtime.load(tmp_path, SHAPE)
+    with pytest.raises(EngineLoadError, match=r"cudaGetDevice failed: .*35"):
+        runtime.load(tmp_path)
 
 
 @pytest.mark.parametrize("call", ["set_input_shape", "set_tensor_address", "execute_async_v3"])
 def test_a_refused_call_is_a_step_error_that_names_it(tmp_path, call):
-    context = _load(tmp_path, _module(FakeEngine(FakeContext(**{call: False})))).create_context()
+    context = _context(tmp_path, FakeContext(**{call: False}))
     names = {"set_input_shape": "does not take", "set_tensor_address": "refused"}
     with pytest.raises(EngineStepError, match=names.get(call, call)):
         context.execute(_inputs())
@@ -150,13 +177,13 @@ def test_a_refused_call_is_a_step_error_that_names_it(tmp_path, call):
 
 def test_an_asynchronous_error_comes_out_when_the_stream_is_waited_for(tmp_path):
     cuda = FakeCuda(cudaStreamSynchronize=700)
-    context = _load(tmp_path, _module(FakeEngine(FakeContext())), cuda).create_context()
-    with pytest.raises(EngineStepError, match="cudaStreamSynchronize failed: 700"):
+    context = _context(tmp_path, FakeContext(), cuda)
+    with pytest.raises(EngineStepError, match=r"cudaStreamSynchronize failed: .*700"):
         context.execute(_inputs())
 
 
 def test_a_step_binds_every_tensor_and_returns_the_shapes_of_the_contract(tmp_path):
-    context = _load(tmp_path, _module(FakeEngine(FakeContext()))).create_context()
+    context = _context(tmp_path, FakeContext())
     outputs = context.execute(_inputs(batch=2, tokens=1, past=3))
     assert outputs.logits.shape == (2, 1, 5)
     assert [array.shape for array in outputs.present] == [(2, 1, 4, 2)] * 2
