@@ -1,4 +1,7 @@
-"""Runs every benchmark: ``python -m benchmarks [NAME ...]``."""
+"""Runs every benchmark: ``python -m benchmarks [NAME ...] [-- OPTION ...]``.
+
+What follows ``--`` goes to each of them: ``python -m benchmarks serving_throughput -- --quick``.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +18,16 @@ NAMES = tuple(
 
 def main() -> int:
     """Run the named benchmarks, or all of them, each in a process of its own."""
-    wanted = sys.argv[1:] or list(NAMES)
+    arguments = sys.argv[1:]
+    cut = arguments.index("--") if "--" in arguments else len(arguments)
+    wanted, options = arguments[:cut] or list(NAMES), arguments[cut + 1 :]
     if unknown := [name for name in wanted if name not in NAMES]:
         sys.stderr.write(f"no benchmark {unknown[0]!r}; there are {', '.join(NAMES)}\n")
         return 2
     codes = [
-        subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], check=False).returncode
+        subprocess.run(
+            [sys.executable, "-m", f"benchmarks.{name}", *options], check=False
+        ).returncode
         for name in wanted
     ]
     return max(codes)
