@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Collection
 
 import structlog
 
@@ -20,6 +21,7 @@ from inference.errors import (
     InvalidRequestError,
     ServiceError,
 )
+from inference.model import GoldenPrompt, ModelMetadata
 from inference.requests import GenerationRequest, Ticket, TicketState
 from inference.settings import InferenceSettings
 from inference.worker.link import WorkerLink
@@ -107,7 +109,7 @@ class Dispatcher:
             ticket.state = TicketState.RUNNING
             ticket.dispatched_at = now
             self._running[ticket.number] = ticket
-            self._link.send(_generate(ticket))
+            self._link.send(generate(ticket))
 
     def attach(self, link: WorkerLink) -> None:
         """Begin to dispatch to a worker that is ready."""
@@ -118,20 +120,26 @@ class Dispatcher:
         """Stop dispatching; what runs may finish."""
         self._link = None
 
-    def lose(self, reason: str, *, planned: bool, retry_after_seconds: float) -> None:
-        """Deal with the requests of a worker that is gone.
+    def lose(
+        self, reason: str, *, planned: bool, blamed: Collection[int], retry_after_seconds: float
+    ) -> list[Ticket]:
+        """Deal with the requests of a worker that is gone; return those that may be the cause.
 
-        After a planned restart those that did not begin to answer wait for the next worker; in all
-        other cases the request may be what killed the worker, and is not tried again.
+        Those on which the worker was working (``blamed``) may be what brought it down and are not
+        tried again, whether their clients still wait or not. The others wait for the next worker,
+        once, unless a part of their answer was sent; after a planned restart all do, each time.
         """
         self._link = None
         self.pending_since = None
         lost, self._running = list(self._running.values()), {}
+        suspects = [ticket for ticket in lost if ticket.number in blamed]
         for ticket in reversed(lost):
             if ticket.state is TicketState.DONE:
                 continue
-            if planned and not ticket.request.stream:
+            innocent = ticket.number not in blamed and ticket.repeats == 0
+            if not ticket.begun and (planned or innocent):
                 ticket.state = TicketState.QUEUED
+                ticket.repeats += not planned
                 self.queue.requeue(ticket)
             else:
                 ticket.put(
@@ -139,6 +147,7 @@ class Dispatcher:
                         f"the engine failed: {reason}", retry_after_seconds=retry_after_seconds
                     )
                 )
+        return suspects
 
     def receive(self, message: Token | Finished | Failed) -> None:
         """Take what the worker says about a request."""
@@ -166,7 +175,7 @@ class Dispatcher:
         self.cancel(ticket, error)
 
 
-def _generate(ticket: Ticket) -> Generate:
+def generate(ticket: Ticket) -> Generate:
     """Build the message that hands a request to the worker."""
     request = ticket.request
     return Generate(
@@ -182,6 +191,27 @@ def _generate(ticket: Ticket) -> Generate:
         deadline=request.deadline,
         canary=request.canary,
     )
+
+
+def golden_messages(metadata: ModelMetadata, max_tokens: int) -> list[Generate]:
+    """Build the messages of a model's golden prompts."""
+    return [
+        Generate(
+            number=0,
+            task=golden.task,
+            text=golden.text,
+            max_tokens=max_tokens,
+            temperature=0.0,
+            top_p=1.0,
+            seed=0,
+            stop=[],
+            stream=False,
+            deadline=math.inf,
+            canary=True,
+        )
+        for golden in metadata.golden
+        if isinstance(golden, GoldenPrompt)
+    ]
 
 
 def _error_of(failure: Failed) -> ServiceError:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import cast
 
 import structlog
 
 from inference.admission import RETRY_AFTER_LIMIT_SECONDS, retry_after
-from inference.dispatch import Dispatcher, TicketListener
+from inference.dispatch import Dispatcher, TicketListener, generate, golden_messages
 from inference.errors import ConflictError, UnavailableError
 from inference.model import ModelFormatError, ModelMetadata
+from inference.poison.sandbox import Numbered, Sandbox, SandboxLimits, numbered
 from inference.repository import ModelRepository
+from inference.requests import GenerationRequest
 from inference.settings import InferenceSettings
 from inference.worker.heartbeat import Heartbeat, WorkerState
 from inference.worker.launch import LaunchedWorker, WorkerProcess
@@ -40,6 +42,12 @@ from inference.worker.wire import (
 )
 
 _log = structlog.get_logger(__name__)
+
+DownListener = Callable[[str, int, str, Sequence[tuple[GenerationRequest, Numbered]]], None]
+"""Told the model, its version, ``crash`` or ``hang``, and the requests that the worker worked on."""
+
+# The lowest priority there is: trials must not slow the service down.
+_SANDBOX_NICE = 19
 
 # Used for Retry-After until the first load was measured.
 _ASSUMED_LOAD_SECONDS = 2.0
@@ -69,12 +77,16 @@ class EngineHost:
         clock: Callable[[], float],
         on_finished: TicketListener,
         wake_supervisor: Callable[[], None],
+        on_down: DownListener,
+        on_loaded: Callable[[str, int], None],
     ) -> None:
         self.model = model
         self._settings = settings
         self._repository = repository
         self._clock = clock
         self._wake_supervisor = wake_supervisor
+        self._on_down = on_down
+        self._on_loaded = on_loaded
         self.dispatcher = Dispatcher(model, settings, clock, on_finished)
         self.supervisor = Supervisor(model, settings, self._launch, self, clock)
         self.ready: Ready | None = None
@@ -86,6 +98,7 @@ class EngineHost:
         self._connecting: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._link: WorkerLink | None = None
+        self._worker: LaunchedWorker | None = None
         self._reload: asyncio.Future[Loaded] | None = None
         self._metadata: tuple[int, ModelMetadata] | None = None
 
@@ -184,6 +197,23 @@ class EngineHost:
         self.supervisor.stop()
         self._wake_supervisor()
 
+    def sandbox(self, version: int) -> Sandbox:
+        """Return a worker outside the serving path, for requests that may do harm."""
+        settings = self._settings
+        start = self._start_message(version)
+        metadata = self._repository.metadata(self.model, version)
+        limits = SandboxLimits(
+            load_seconds=settings.load_budget_seconds,
+            progress_seconds=settings.progress_budget_seconds,
+            memory_bytes=settings.memory_limit_bytes,
+        )
+        return Sandbox(
+            lambda: LaunchedWorker(start, nice=_SANDBOX_NICE),
+            [numbered(item) for item in golden_messages(metadata, settings.max_output_tokens)],
+            limits,
+            self._clock,
+        )
+
     def clear_cache(self) -> None:
         """Forget the prefix cache."""
         if self._link is not None:
@@ -236,16 +266,16 @@ class EngineHost:
     # --- from the supervisor's thread
 
     def _launch(self) -> WorkerProcess:
+        return LaunchedWorker(self._start_message(self._repository.active(self.model)))
+
+    def _start_message(self, version: int) -> Start:
         settings = self._settings
-        version = self._repository.active(self.model)
-        return LaunchedWorker(
-            Start(
-                folder=str(self._repository.folder(self.model, version).resolve()),
-                engine=settings.engine,
-                threads=settings.engine_threads,
-                cache_bytes=settings.prefix_cache_bytes,
-                faults=[[fault.name, dict(fault.parameters)] for fault in self.persistent_faults],
-            )
+        return Start(
+            folder=str(self._repository.folder(self.model, version).resolve()),
+            engine=settings.engine,
+            threads=settings.engine_threads,
+            cache_bytes=settings.prefix_cache_bytes,
+            faults=[[fault.name, dict(fault.parameters)] for fault in self.persistent_faults],
         )
 
     def worker_launched(self, worker: WorkerProcess) -> None:
@@ -270,7 +300,7 @@ class EngineHost:
 
     async def _connect(self, worker: LaunchedWorker) -> None:
         link = WorkerLink(self._receive, self._disconnected)
-        self._link = link
+        self._link, self._worker = link, worker
         loop = asyncio.get_running_loop()
         await loop.create_connection(lambda: link, sock=worker.connection)
 
@@ -285,6 +315,7 @@ class EngineHost:
                     self.clear_faults()
                 self.load_seconds = message.load_seconds
                 self._repository.mark_good(self.model, message.version)
+                self._on_loaded(self.model, message.version)
                 if self._link is not None:
                     self.dispatcher.attach(self._link)
             case Loaded():
@@ -297,17 +328,29 @@ class EngineHost:
         """The socket ended: the worker is dead or dying, whatever the supervisor knows yet."""
         if link is not self._link:
             return
-        planned = self.supervisor.status.ending is RestartReason.PLANNED
-        self._drop_worker("the worker ended", planned=planned)
+        self._drop_worker("the worker ended", self.supervisor.status.ending)
 
     def _forget(self, reason: str, planned: bool) -> None:
         if self.ready is not None:
-            self._drop_worker(reason, planned=planned)
+            planned_end = RestartReason.PLANNED if planned else self.supervisor.status.ending
+            self._drop_worker(reason, planned_end)
 
-    def _drop_worker(self, reason: str, *, planned: bool) -> None:
-        self._link = None
-        self.ready = None
-        retry = self._expected_return_seconds()
-        self.dispatcher.lose(reason, planned=planned, retry_after_seconds=retry)
+    def _drop_worker(self, reason: str, ending: RestartReason | None) -> None:
+        """Let go of a worker; ``ending`` is why it was ended, None if it died by itself."""
+        version = self.version
+        worked_on = self._worker.heartbeat().running_ids if self._worker is not None else ()
+        self._link = self._worker = self.ready = None
+        suspects = self.dispatcher.lose(
+            reason,
+            planned=ending is RestartReason.PLANNED,
+            blamed=worked_on if ending in {None, RestartReason.HANG} else (),
+            retry_after_seconds=self._expected_return_seconds(),
+        )
+        if suspects:
+            effect = "crash" if ending is None else "hang"
+            messages = [
+                (t.request, numbered(generate(t))) for t in suspects if not t.request.golden
+            ]
+            self._on_down(self.model, version, effect, messages)
         if self._reload is not None and not self._reload.done():
             self._reload.set_exception(UnavailableError(f"the worker is gone: {reason}"))

@@ -40,6 +40,12 @@ class _CorruptParameters(_Parameters):
     kind: str = Field(default="nan", pattern="^(nan|wrong)$", description="nan or wrong")
 
 
+class _PoisonParameters(_Parameters):
+    persistent: bool = Field(default=True, description="Like a bug of the model: a restart stays")
+    marker: str = Field(min_length=1, max_length=200, description="Text that does the harm")
+    kind: str = Field(default="crash", pattern="^(crash|hang)$", description="crash or hang")
+
+
 class _LeakParameters(_Parameters):
     bytes_per_second: int = Field(default=16 * MIB, ge=1024, le=512 * MIB)
 
@@ -50,6 +56,7 @@ _PARAMETERS: Mapping[str, type[_Parameters]] = {
     worker_faults.ENGINE_SLOW: _SlowParameters,
     worker_faults.CORRUPT_OUTPUT: _CorruptParameters,
     worker_faults.HOST_MEMORY_LEAK: _LeakParameters,
+    worker_faults.POISON_TEXT: _PoisonParameters,
     MODEL_LOAD_FAILURE: _Parameters,
     METRICS_HANG: _Parameters,
 }

@@ -36,6 +36,14 @@ class GenerationRequest:
     stream: bool = False
     canary: bool = False
     low_priority: bool = False
+    golden: bool = False
+    """A golden prompt of the service's own canary."""
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """Everything that decides what the engine computes, beside model and version."""
+        chance = (self.temperature, self.top_p, self.seed) if self.temperature > 0.0 else ()
+        return (self.task, self.text, self.max_tokens, chance, self.stop)
 
 
 class Ticket:
@@ -48,6 +56,10 @@ class Ticket:
         self.state = TicketState.QUEUED
         self.enqueued_at = 0.0
         self.dispatched_at = 0.0
+        self.begun = False
+        """Whether the client has a part of the answer; it cannot be given anew then."""
+        self.repeats = 0
+        """How often it was given to another worker after one was lost."""
         self.expiry: asyncio.TimerHandle | None = None
         # One event a token and the end; an answer cannot be longer than that.
         self._events: asyncio.Queue[Token | Finished | ServiceError] = asyncio.Queue(max_tokens + 2)
@@ -56,7 +68,9 @@ class Ticket:
         """Deliver an event; what comes after the end is dropped."""
         if self.state is TicketState.DONE:
             return
-        if not isinstance(event, Token):
+        if isinstance(event, Token):
+            self.begun = True
+        else:
             self.state = TicketState.DONE
             if self.expiry is not None:
                 self.expiry.cancel()

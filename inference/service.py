@@ -10,7 +10,7 @@ import asyncio
 import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,15 @@ from inference.errors import (
     ConflictError,
     NotFoundError,
     OverloadedError,
+    QuarantinedError,
     RateLimitedError,
     UnavailableError,
 )
 from inference.health import Canary, Golden, HealthReport, judge
 from inference.metrics import EngineCollector, RequestMetrics
 from inference.model import GoldenPrompt
+from inference.poison.guard import PoisonCollector, PoisonGuard
+from inference.poison.sandbox import Numbered
 from inference.repository import ModelRepository, bundled_repository
 from inference.requests import GenerationRequest, Ticket, TicketState
 from inference.settings import InferenceSettings
@@ -68,6 +71,10 @@ class InferenceService:
             self.repository.active(model)  # a missing model is an error of configuration: fail now
         self.admin_token = _admin_token(settings)
         self.metrics = RequestMetrics()
+        self.poison = PoisonGuard(
+            settings, lambda case: self.hosts[case.model].sandbox(case.version), wall_clock
+        )
+        self.metrics.registry.register(PoisonCollector(self.poison))
         self.hosts = {model: self._make_host(model) for model in settings.models}
         self.canaries = {
             model: Canary(host, settings, self._ask, clock) for model, host in self.hosts.items()
@@ -95,6 +102,8 @@ class InferenceService:
             clock=self.clock,
             on_finished=self._on_finished,
             wake_supervisor=self._wake,
+            on_down=self._on_down,
+            on_loaded=self._on_loaded,
         )
 
     # --- life
@@ -106,6 +115,7 @@ class InferenceService:
             host.bind(loop)
         self._supervisor.start()
         self.tasks = [loop.create_task(canary.run()) for canary in self.canaries.values()]
+        self.tasks.append(loop.create_task(self.poison.investigator.run()))
         _log.info("service_started", models=list(self.hosts), repository=str(self.repository.root))
 
     async def stop(self) -> None:
@@ -171,9 +181,11 @@ class InferenceService:
             model = self._choose_model(request)
             max_tokens = self.degradation.max_tokens(request, self.settings.degraded_max_tokens)
             host = self.hosts[model]
+            if not request.golden:
+                self.poison.check(request, model, host.version)
             host.check_available()
             return host.dispatcher.submit(request, max_tokens), model
-        except (OverloadedError, UnavailableError) as error:
+        except (OverloadedError, UnavailableError, QuarantinedError) as error:
             if not request.canary:
                 self.metrics.rejected(request.model, error.reason)
             raise
@@ -232,6 +244,18 @@ class InferenceService:
         if not ticket.request.canary:
             self.metrics.decoded(ticket, answer)
 
+    def _on_down(
+        self,
+        model: str,
+        version: int,
+        effect: str,
+        suspects: Sequence[tuple[GenerationRequest, Numbered]],
+    ) -> None:
+        self.poison.went_down(model, version, effect, suspects)
+
+    def _on_loaded(self, model: str, version: int) -> None:
+        self.poison.quarantine.version_changed(model, version)
+
     async def _ask(self, model: str, golden: Golden) -> str:
         """Send a golden example through the real queue; say what was wrong with the answer."""
         if not isinstance(golden, GoldenPrompt):
@@ -245,6 +269,7 @@ class InferenceService:
             deadline=self.clock() + self.settings.canary_deadline_seconds,
             max_tokens=self.settings.max_output_tokens,
             canary=True,
+            golden=True,
         )
         ticket, _ = self.submit(request)
         answer = await ticket.result()

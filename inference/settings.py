@@ -147,6 +147,34 @@ class InferenceSettings(BaseModel):
         default=0.25, gt=0, le=60, description="Time between two looks at a worker."
     )
 
+    # --- poison requests
+    sandbox: bool = Field(
+        default=True,
+        description="Try requests that were there when a worker went down in a worker outside the "
+        "serving path, to quarantine the culprit. Takes the memory of a second copy meanwhile.",
+    )
+    sandbox_trials: int = Field(
+        default=48, ge=2, le=10_000, description="Most trials for one crash or hang."
+    )
+    sandbox_seconds: float = Field(
+        default=120.0, gt=0, le=86_400, description="Longest time for one crash or hang."
+    )
+    suspicion_seconds: float = Field(
+        default=120.0,
+        gt=0,
+        le=86_400,
+        description="Suspects that are neither cleared nor quarantined are refused for this long.",
+    )
+    quarantine_seconds: float = Field(
+        default=86_400.0, gt=0, le=31_536_000, description="Time in quarantine."
+    )
+    quarantine_entries: int = Field(
+        default=1024,
+        ge=1,
+        le=100_000,
+        description="Requests in quarantine; those that were not sent for the longest time leave.",
+    )
+
     # --- administration
     admin_token: SecretStr | None = Field(
         default=None,

@@ -144,6 +144,12 @@ async def clear_faults(faults: Faults) -> dict[str, Any]:
     return {"cleared": True}
 
 
+@router.delete("/quarantine")
+async def clear_quarantine(service: Service) -> dict[str, Any]:
+    """Accept quarantined and suspected requests again."""
+    return {"cleared": service.poison.quarantine.forget_all()}
+
+
 @router.get("/state")
 async def state(service: Service, faults: Faults) -> dict[str, Any]:
     """Level, limits, versions, faults and restart budget."""
@@ -157,6 +163,7 @@ async def state(service: Service, faults: Faults) -> dict[str, Any]:
         "limits": _limits(service),
         "faults_allowed": service.settings.allow_faults,
         "faults": _faults(faults),
+        "poison": service.poison.describe(),
         "models": {model: _model(service, model) for model in service.hosts},
     }
 

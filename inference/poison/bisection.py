@@ -8,6 +8,7 @@ One culprit among n costs about 2 log2(n) + 4 trials.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -113,7 +114,7 @@ def _first_to_fail(
 def _split(group: tuple[T, ...], pieces: int) -> list[tuple[T, ...]]:
     """Cut a group into this many pieces of about the same size."""
     edges = [len(group) * i // pieces for i in range(pieces + 1)]
-    return [group[a:b] for a, b in zip(edges, edges[1:], strict=False) if b > a]
+    return [group[a:b] for a, b in itertools.pairwise(edges) if b > a]
 
 
 def _without(group: tuple[T, ...], part: tuple[T, ...]) -> tuple[T, ...]:

@@ -11,7 +11,7 @@ import structlog
 
 from inference.poison.bisection import Bisection, Verdict
 from inference.poison.quarantine import Quarantine
-from inference.poison.sandbox import Numbered, SandboxError, Trial
+from inference.poison.sandbox import ControlFailedError, Numbered, SandboxError, Trial
 
 _log = structlog.get_logger(__name__)
 
@@ -62,12 +62,10 @@ class Investigator:
             "requests_suspected", model=case.model, version=case.version, effect=case.effect,
             suspects=list(case.suspects), sandbox=self._make_trial is not None,
         )  # fmt: skip
-        try:
-            if self._make_trial is None:
-                raise asyncio.QueueFull
-            self._cases.put_nowait(case)
-        except asyncio.QueueFull:
+        if self._make_trial is None or self._cases.full():
             self.outcomes["not_tried"] += 1
+        else:
+            self._cases.put_nowait(case)
 
     @property
     def waiting(self) -> int:
@@ -80,7 +78,7 @@ class Investigator:
             self.current = await self._cases.get()
             try:
                 await self._investigate(self.current)
-            except Exception:
+            except Exception:  # noqa: BLE001 - it is logged; see below
                 # Suspicion ends by itself; an investigation must never take the service along.
                 self.outcomes["inconclusive"] += 1
                 _log.exception("investigation_failed", model=self.current.model)
@@ -99,6 +97,9 @@ class Investigator:
             reason = "" if search.finished else f"{search.trials} trials were not enough"
         except TimeoutError:
             reason = f"it took longer than {self._limit_seconds:g} s"
+        except ControlFailedError as error:
+            reason = str(error)
+            self._quarantine.clear(case.suspects)
         except SandboxError as error:
             reason = str(error)
         finally:

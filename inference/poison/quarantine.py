@@ -191,14 +191,16 @@ class Quarantine:
         """Take up what an earlier run has left; a damaged file is put aside, not obeyed."""
         try:
             table = json.loads(self._path.read_text(encoding="utf-8"))
-            if table["format"] != _FORMAT:
-                raise ValueError(f"format {table['format']!r}")
-            key = bytes.fromhex(table["key"])
-            items = [Quarantined(**item) for item in table["quarantined"]]
+            known = table["format"] == _FORMAT
+            key = bytes.fromhex(table["key"]) if known else b""
+            items = [Quarantined(**item) for item in table["quarantined"]] if known else []
         except FileNotFoundError:
             return
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             _log.warning("quarantine_unreadable", path=str(self._path), error=repr(error))
+            return
+        if not known:
+            _log.warning("quarantine_unreadable", path=str(self._path), error="another format")
             return
         self._key = key
         for item in items[-self._max_entries :]:

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol, cast
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import structlog
 
 from inference.worker.heartbeat import Heartbeat
 from inference.worker.launch import LaunchedWorker
 from inference.worker.link import WorkerLink
-from inference.worker.wire import Failed, Finished, Message, Ready
+from inference.worker.wire import Message, Ready, Request, Token
 
 _log = structlog.get_logger(__name__)
 
@@ -29,8 +30,17 @@ Numbered = Callable[[int], Message]
 """Makes a request's message under another number."""
 
 
+def numbered(request: Request) -> Numbered:
+    """Return what makes a request's message under another number, without a deadline."""
+    return lambda number: replace(request, number=number, deadline=math.inf)
+
+
 class SandboxError(Exception):
-    """The sandbox cannot judge: it does not start, or goes down without any suspect."""
+    """The sandbox cannot judge."""
+
+
+class ControlFailedError(SandboxError):
+    """The sandbox goes down without any suspect, which exonerates them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +89,14 @@ class Sandbox:
         """Try a group; see `Trial`.
 
         Raises:
-            SandboxError: the worker does not start, or not even golden prompts let it live.
+            SandboxError: the worker does not start.
+            ControlFailedError: not even golden prompts let it live.
         """
         if self._run is None:
             self._run = await self._start()
             if not await self._run.answer(self._control):
                 await self.close()
-                raise SandboxError("the sandbox goes down without any suspect")
+                raise ControlFailedError("the sandbox goes down without any suspect")
         survived = await self._run.answer(group)
         if not survived:
             await self.close()
@@ -185,8 +196,8 @@ class _Run:
     def _receive(self, message: Message) -> None:
         if isinstance(message, Ready):
             self._ready = True
-        elif hasattr(message, "number") and not isinstance(message, _PARTIAL):
-            self._pending.discard(cast("Finished | Failed", message).number)
+        elif not isinstance(message, Token):
+            self._pending.discard(getattr(message, "number", 0))
         self._event.set()
 
     def _on_lost(self, _link: WorkerLink) -> None:

@@ -19,7 +19,9 @@ def main() -> int:
     parser.add_argument("--connection", type=int, required=True, help="Unix stream socket")
     parser.add_argument("--lifeline", type=int, required=True, help="ends when the front dies")
     parser.add_argument("--heartbeat", type=int, required=True, help="file of the heartbeat")
+    parser.add_argument("--nice", type=int, default=0, help="added to the niceness")
     options = parser.parse_args()
+    os.nice(options.nice)
     lifeline = socket.socket(fileno=options.lifeline)
     threading.Thread(target=_exit_with_front, args=(lifeline,), daemon=True).start()
     worker = Worker(

@@ -22,7 +22,10 @@ ENGINE_CRASH = "engine_crash"
 ENGINE_SLOW = "engine_slow"
 CORRUPT_OUTPUT = "corrupt_output"
 HOST_MEMORY_LEAK = "host_memory_leak"
-WORKER_FAULTS = (ENGINE_HANG, ENGINE_CRASH, ENGINE_SLOW, CORRUPT_OUTPUT, HOST_MEMORY_LEAK)
+POISON_TEXT = "poison_text"
+WORKER_FAULTS = (
+    ENGINE_HANG, ENGINE_CRASH, ENGINE_SLOW, CORRUPT_OUTPUT, HOST_MEMORY_LEAK, POISON_TEXT,
+)  # fmt: skip
 
 _LEAK_INTERVAL_SECONDS = 0.1
 _HANG_POLL_SECONDS = 0.05
@@ -38,6 +41,7 @@ class FaultInjector:
         self._hung = False
         self._step_seconds = 0.0
         self._corruption = ""
+        self._poison = self._poison_kind = ""
         self._leak: _Leak | None = None
 
     def inject(self, name: str, parameters: Mapping[str, Any]) -> None:
@@ -50,6 +54,8 @@ class FaultInjector:
             self._step_seconds = float(parameters["step_seconds"])
         elif name == CORRUPT_OUTPUT:
             self._corruption = str(parameters["kind"])
+        elif name == POISON_TEXT:
+            self._poison, self._poison_kind = str(parameters["marker"]), str(parameters["kind"])
         elif name == HOST_MEMORY_LEAK:
             self._stop_leak()
             self._leak = _Leak(int(parameters["bytes_per_second"]))
@@ -59,11 +65,20 @@ class FaultInjector:
         self._hung = False
         self._step_seconds = 0.0
         self._corruption = ""
+        self._poison = ""
         self._stop_leak()
 
     def wrap(self, context: Context) -> Context:
         """Return a context that shows the active faults."""
         return _FaultyContext(context, self)
+
+    def take(self, text: str) -> None:
+        """Look at a request that begins; a poisonous one ends or stops this process."""
+        if not self._poison or self._poison not in text:
+            return
+        if self._poison_kind == "crash":
+            os.kill(os.getpid(), signal.SIGKILL)
+        self._hung = True
 
     def run(
         self,

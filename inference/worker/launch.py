@@ -62,7 +62,7 @@ class WorkerProcess(Protocol):
 class LaunchedWorker:
     """A worker process of this machine."""
 
-    def __init__(self, start: Start) -> None:
+    def __init__(self, start: Start, nice: int = 0) -> None:
         self.connection, connection = socket.socketpair()
         self.lifeline, lifeline = socket.socketpair()
         with connection, lifeline, tempfile.TemporaryFile() as memory:
@@ -75,6 +75,7 @@ class LaunchedWorker:
                     "--connection", str(descriptors[0]),
                     "--lifeline", str(descriptors[1]),
                     "--heartbeat", str(descriptors[2]),
+                    "--nice", str(nice),
                 ],
                 pass_fds=descriptors,
                 stdin=subprocess.DEVNULL,
@@ -92,6 +93,10 @@ class LaunchedWorker:
     def poll(self) -> int | None:
         """Return the exit status, or None while it lives."""
         return self._process.poll()
+
+    def wait(self) -> int:
+        """Wait for its end and return the exit status; after `kill`."""
+        return self._process.wait()
 
     def terminate(self) -> None:
         """Ask it to drain and end."""

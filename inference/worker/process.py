@@ -134,8 +134,17 @@ class Worker:
             if request.deadline <= self._clock():
                 self._send([Failed(request.number, "deadline", "deadline exceeded")])
             else:
+                self._announce(request)
                 self._send(workload.start(request))
         self._send(workload.step())
+
+    def _announce(self, request: Request) -> None:
+        """Name the request in the heartbeat before it can do harm: who dies here says on what."""
+        record = self._heartbeat.record
+        record.running_ids = (*record.running_ids, request.number)
+        self._heartbeat.write()
+        if isinstance(request, Generate):
+            self.faults.take(request.text)
 
     def _receive(self, *, block: bool) -> bool:
         """Handle what arrived; return False once the front is gone."""
