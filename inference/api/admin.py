@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from inference.api.health import Faults, Service
 from inference.degradation import Level
@@ -17,7 +17,8 @@ from inference.service import InferenceService
 
 
 class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    # Strict: `false` is no level, and 0 is no answer to whether to drain.
+    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class RestartBody(_Body):
@@ -35,10 +36,17 @@ class ReloadBody(_Body):
     )
 
 
+def _level(value: Any) -> Level:
+    """Read a level; true and false would otherwise be 1 and 0."""
+    if isinstance(value, bool) or value not in tuple(Level):
+        raise ValueError("must be a whole number from 0 to 4")
+    return Level(int(value))
+
+
 class DegradationBody(_Body):
     """``PUT /admin/degradation``."""
 
-    level: Level
+    level: Annotated[Level, BeforeValidator(_level)]
     reason: str = Field(default="", max_length=500)
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from inference.api.http import Exchange
 from inference.errors import InvalidRequestError
@@ -17,8 +17,17 @@ DEFAULT_TASK = "chat"
 
 Temperature = Annotated[float, Field(ge=0.0, le=2.0)]
 TopP = Annotated[float, Field(gt=0.0, le=1.0)]
-Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
-MaxTokens = Annotated[int, Field(ge=1, le=1_000_000)]
+
+
+def _whole(value: Any) -> Any:
+    """Take 5.0 for 5: to JSON Schema, and to some JSON writers, they are the same number."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = BeforeValidator(_whole)
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1), Whole]
+MaxTokens = Annotated[int, Field(ge=1, le=1_000_000), Whole]
+StopText = Annotated[str, Field(min_length=1, max_length=64)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +116,4 @@ def _deadline_seconds(exchange: Exchange, task: str) -> float:
 
 def _stops(stop: str | list[str] | None) -> tuple[str, ...]:
     """Return the stop texts."""
-    stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
-    if len(stops) > 4 or any(not 0 < len(text) <= 64 for text in stops):
-        raise InvalidRequestError("stop takes up to 4 texts of 1 to 64 characters", param="stop")
-    return stops
+    return (stop,) if isinstance(stop, str) else tuple(stop or ())

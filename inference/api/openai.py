@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import secrets
 from abc import ABC, abstractmethod
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 
-from inference.api.generation import MaxTokens, Sampling, Seed, Temperature, TopP, submit
+from inference.api.generation import (
+    MaxTokens,
+    Sampling,
+    Seed,
+    StopText,
+    Temperature,
+    TopP,
+    Whole,
+    submit,
+)
 from inference.api.http import Exchange
 from inference.errors import InvalidRequestError
 from inference.requests import Ticket
@@ -37,10 +46,10 @@ class _GenerationBody(BaseModel):
     temperature: Temperature | None = Field(default=None, description="0, the default, is greedy.")
     top_p: TopP | None = None
     seed: Seed | None = None
-    stop: str | list[str] | None = None
+    stop: StopText | Annotated[list[StopText], Field(max_length=4)] | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
-    n: Literal[1] | None = 1
+    n: Annotated[Literal[1], Whole] | None = 1
     logprobs: Literal[False, 0] | None = None
 
     def sampling(self) -> Sampling:
@@ -58,14 +67,9 @@ class _GenerationBody(BaseModel):
 class CompletionBody(_GenerationBody):
     """``POST /v1/completions``."""
 
-    prompt: str | list[str] = Field(description="One prompt.")
-
-    @field_validator("prompt")
-    @classmethod
-    def _one(cls, prompt: str | list[str]) -> str | list[str]:
-        if isinstance(prompt, list) and len(prompt) != 1:
-            raise ValueError("exactly one prompt is supported")
-        return prompt
+    prompt: str | Annotated[list[str], Field(min_length=1, max_length=1)] = Field(
+        description="One prompt."
+    )
 
     @property
     def text(self) -> str:
@@ -87,10 +91,23 @@ class ChatMessage(BaseModel):
     content: str | list[TextPart] | None = None
 
 
+# What the field types cannot say: somebody has to ask.
+_A_QUESTION: dict[str, Any] = {
+    "type": "object",
+    "required": ["role", "content"],
+    "properties": {"role": {"const": "user"}, "content": {"type": ["string", "array"]}},
+}
+
+
 class ChatBody(_GenerationBody):
     """``POST /v1/chat/completions``."""
 
-    messages: list[ChatMessage] = Field(min_length=1, max_length=1000)
+    messages: list[ChatMessage] = Field(
+        min_length=1,
+        max_length=1000,
+        description="The last one of the user is answered.",
+        json_schema_extra={"contains": _A_QUESTION},
+    )
     max_completion_tokens: MaxTokens | None = None
 
     def sampling(self) -> Sampling:
