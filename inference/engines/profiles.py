@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 Profile = Mapping[str, tuple[tuple[int, ...], ...]]
@@ -42,9 +43,9 @@ def _within(shape: Sequence[int], ranges: Sequence[Sequence[int]]) -> bool:
 
 
 def _distance(profile: Profile, shapes: Mapping[str, Sequence[int]]) -> float:
-    """Return how far the shapes are from the best ones, in sizes relative to the best."""
+    """Return how far the shapes are from the best ones: ratios, because those cost time."""
     return sum(
-        abs(size - best) / max(best, 1)
+        abs(math.log((size + 1) / (best + 1)))
         for name, shape in shapes.items()
         for size, best in zip(shape, profile[name][1], strict=True)
     )

@@ -17,6 +17,7 @@ import numpy as np
 
 from inference.engines.contract import (
     Array,
+    DeviceLostError,
     EngineLoadError,
     EngineStepError,
     OutOfMemoryError,
@@ -266,6 +267,7 @@ class TensorRtRuntime:
 
         Raises:
             EngineLoadError: with the reason from the recorder or the log.
+            DeviceLostError: no device answers.
         """
         path = folder / (file or self._file)
         if self._module is None:
@@ -284,6 +286,8 @@ class TensorRtRuntime:
         try:
             cuda = self._cuda or Cuda.open()
             return TensorRtEngine(self._kind, self._module, engine, cuda, log)
+        except DeviceLostError:
+            raise
         except EngineStepError as error:
             raise EngineLoadError(str(error)) from error
 
