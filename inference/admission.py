@@ -2,68 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Callable
 
 from inference.errors import OverloadedError
+from inference.estimates import DrainRate
+from inference.rates import retry_after
 from inference.requests import Ticket
 
-RETRY_AFTER_LIMIT_SECONDS = 30.0
-# Weight of the newest service time; about the last twenty requests count.
-_SMOOTHING = 0.1
 _CANARY_LANE = 4
-
-
-class DrainRate:
-    """How many requests per second the engine finishes when it has enough to do.
-
-    Slots over the smoothed time that a request holds one (Little's law), so that it is right under
-    low load too, where counting completions would only measure the traffic.
-    """
-
-    def __init__(self) -> None:
-        self._service_seconds: float | None = None
-
-    def observe(self, service_seconds: float) -> None:
-        """Take the time that a finished request held its slot."""
-        if self._service_seconds is None:
-            self._service_seconds = service_seconds
-        else:
-            self._service_seconds += _SMOOTHING * (service_seconds - self._service_seconds)
-
-    def wait_seconds(self, ahead: int, slots: int) -> float | None:
-        """Return how long a request with this many ahead of it waits; None while unknown."""
-        if self._service_seconds is None:
-            return None
-        return ahead * self._service_seconds / slots
-
-
-class TokenBucket:
-    """A rate limit with a burst of one second's worth, at least one request."""
-
-    def __init__(self, rate: float | None, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self.set_rate(rate)
-
-    def set_rate(self, rate: float | None) -> None:
-        """Change the limit; None lifts it."""
-        self.rate = rate
-        self._tokens = max(1.0, rate or 0.0)
-        self._updated_at = self._clock()
-
-    def take(self) -> float:
-        """Take a token and return 0, or return how many seconds there will be none."""
-        if self.rate is None:
-            return 0.0
-        now = self._clock()
-        burst = max(1.0, self.rate)
-        self._tokens = min(burst, self._tokens + (now - self._updated_at) * self.rate)
-        self._updated_at = now
-        if self._tokens >= 1.0:
-            self._tokens -= 1.0
-            return 0.0
-        return (1.0 - self._tokens) / self.rate
 
 
 class AdmissionQueue:
@@ -78,7 +25,7 @@ class AdmissionQueue:
         self._clock = clock
         self._users: deque[Ticket] = deque()
         self._canaries: deque[Ticket] = deque()
-        self.drain_rate = DrainRate()
+        self.drain_rate = DrainRate(clock)
 
     @property
     def depth(self) -> int:
@@ -132,10 +79,3 @@ class AdmissionQueue:
         except ValueError:
             return False
         return True
-
-
-def retry_after(wait_seconds: float | None) -> float:
-    """Return whole seconds for ``Retry-After``, at least 1."""
-    if wait_seconds is None:
-        return 1.0
-    return float(min(RETRY_AFTER_LIMIT_SECONDS, max(1, math.ceil(wait_seconds))))

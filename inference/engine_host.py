@@ -9,11 +9,11 @@ from typing import cast
 
 import structlog
 
-from inference.admission import RETRY_AFTER_LIMIT_SECONDS, retry_after
 from inference.dispatch import Dispatcher, TicketListener, generate, golden_messages
 from inference.errors import ConflictError, UnavailableError
 from inference.model import ModelFormatError, ModelMetadata
 from inference.poison.sandbox import Numbered, Sandbox, SandboxLimits, numbered
+from inference.rates import RETRY_AFTER_LIMIT_SECONDS, retry_after
 from inference.repository import ModelRepository
 from inference.requests import GenerationRequest
 from inference.settings import InferenceSettings

@@ -17,7 +17,6 @@ from typing import Any
 import structlog
 from pydantic import SecretStr
 
-from inference.admission import TokenBucket
 from inference.degradation import Degradation, Level, fallback_of
 from inference.engine_host import EngineHost, EngineState
 from inference.errors import (
@@ -33,6 +32,7 @@ from inference.metrics import EngineCollector, RequestMetrics
 from inference.model import GoldenPrompt
 from inference.poison.guard import PoisonCollector, PoisonGuard
 from inference.poison.sandbox import Numbered
+from inference.rates import TokenBucket
 from inference.repository import ModelRepository, bundled_repository
 from inference.requests import GenerationRequest, Ticket, TicketState
 from inference.settings import InferenceSettings

@@ -262,10 +262,19 @@ def error_content(error: ServiceError, shape: Shape, request_id: str) -> dict[st
 
 
 def error_headers(error: ServiceError) -> dict[str, str]:
-    """Return the headers that an error adds."""
-    if error.retry_after_seconds is None:
+    """Return the headers that an error adds.
+
+    ``Retry-After`` knows whole seconds only; clients that can do better (OpenAI's and ours) read
+    ``Retry-After-Ms``.
+    """
+    seconds = error.retry_after_seconds
+    if seconds is None:
         return error.headers
-    return {**error.headers, "retry-after": str(math.ceil(error.retry_after_seconds))}
+    return {
+        **error.headers,
+        "retry-after": str(max(1, round(seconds))),
+        "retry-after-ms": str(math.ceil(seconds * 1000)),
+    }
 
 
 def invalid_body(error: ValidationError) -> InvalidRequestError:

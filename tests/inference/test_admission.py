@@ -2,8 +2,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference.admission import AdmissionQueue, DrainRate, TokenBucket
+from inference.admission import AdmissionQueue
 from inference.errors import OverloadedError
+from inference.estimates import DrainRate, GenerationTime
+from inference.rates import KeyedBuckets, TokenBucket, retry_after
 from inference.requests import GenerationRequest, Ticket
 
 
@@ -24,8 +26,8 @@ def test_a_full_queue_refuses_with_the_time_that_it_needs_to_drain():
     with pytest.raises(OverloadedError) as refusal:
         queue.admit(_ticket(9), running=2, slots=2)
     assert refusal.value.reason == "queue_full"
-    # Three requests ahead of it, 3 s each, two at a time: 4.5 s, in whole seconds.
-    assert refusal.value.retry_after_seconds == 5.0
+    # Three requests ahead of it, 3 s each, two at a time: 4.5 s, and up to half more.
+    assert 4.5 <= refusal.value.retry_after_seconds <= 6.75
 
 
 def test_a_wait_beyond_the_deadline_is_refused_at_once():
@@ -79,7 +81,7 @@ def test_removing_says_whether_it_waited():
 
 @given(st.lists(st.floats(0.001, 60), min_size=1, max_size=50), st.integers(1, 64))
 def test_the_predicted_wait_lies_within_what_was_observed(seconds, slots):
-    rate = DrainRate()
+    rate = DrainRate(lambda: 0.0)
     for value in seconds:
         rate.observe(value)
     wait = rate.wait_seconds(slots, slots)
@@ -109,3 +111,43 @@ def test_the_bucket_says_when_the_next_token_comes():
     assert bucket.take() == 0.0
     bucket.set_rate(None)
     assert [bucket.take() for _ in range(100)] == [0.0] * 100
+
+
+def test_forgotten_clients_keep_memory_bounded_and_others_limited():
+    now = [0.0]
+    buckets = KeyedBuckets(1.0, most=3, clock=lambda: now[0])
+    assert [buckets.take(client) for client in "abc"] == [0.0] * 3
+    assert buckets.take("a") == pytest.approx(1.0)
+    assert buckets.take("d") == 0.0  # b was seen longest ago and is forgotten
+    assert len(buckets) == 3
+    assert buckets.take("a") > 0.0
+    assert buckets.take("b") == 0.0
+
+
+@given(st.one_of(st.none(), st.floats(0, 1e6)), st.floats(0, 1))
+def test_the_time_to_come_back_is_spread_and_bounded(wait, chance):
+    seconds = retry_after(wait, lambda: chance)
+    assert max(1.0, min(30.0, wait or 0.0)) <= seconds <= 45.0
+    assert retry_after(wait, lambda: 0.0) <= retry_after(wait, lambda: 1.0) / 1.49
+
+
+def test_the_time_of_an_answer_follows_its_task_and_its_limit():
+    times = GenerationTime()
+    assert times.seconds("chat", 64) is None
+    times.observe("chat", first_token_seconds=0.1, rest_seconds=0.9, tokens=10)
+    times.observe("sentiment", first_token_seconds=0.1, rest_seconds=0.0, tokens=1)
+    assert times.seconds("chat", 64) == pytest.approx(0.1 + 9 * 0.1)
+    assert times.seconds("chat", 4) == pytest.approx(0.1 + 3 * 0.1)
+    assert times.seconds("sentiment", 64) == pytest.approx(0.1)
+    assert times.seconds("poem", 64) is None
+
+
+def test_an_estimate_that_nothing_confirms_is_no_estimate():
+    now = [0.0]
+    rate = DrainRate(lambda: now[0])
+    assert not rate.fresh
+    rate.observe(1.0)
+    assert rate.fresh
+    now[0] = 5.1
+    assert not rate.fresh
+    assert rate.wait_seconds(2, 1) == 2.0

@@ -60,7 +60,7 @@ def test_both_shapes_carry_message_and_request_id():
     assert error_content(error, Shape.OIP, "r1") == {
         "error": "full", "code": "overloaded", "reason": "queue_full", "request_id": "r1",
     }  # fmt: skip
-    assert error_headers(error) == {"retry-after": "2"}
+    assert error_headers(error) == {"retry-after": "1", "retry-after-ms": "1200"}
     allow = errors.MethodNotAllowedError("x", headers={"allow": "GET"})
     assert error_headers(allow) == {"allow": "GET"}
 
