@@ -11,7 +11,7 @@ from inference.model import TOKENIZER_FILE, DecoderMetadata, ModelFormatError, r
 from inference.worker.cache import PrefixCache
 from inference.worker.decoder import Decoder
 from inference.worker.heartbeat import HeartbeatWriter
-from inference.worker.wire import Finished, Generate, Message, Request, WireError
+from inference.worker.wire import Finished, Generate, Message, Ready, Request, WireError
 from inference.worker.workload import LoadContext, make_runtime
 
 _GOLDEN_MAX_TOKENS = 128
@@ -22,10 +22,12 @@ class GenerationWorkload:
 
     def __init__(self, metadata: DecoderMetadata, engine: Engine, decoder: Decoder) -> None:
         self._metadata = metadata
+        self._engine = engine
         self._decoder = decoder
-        self.version = metadata.version
-        self.engine = engine.kind
-        self.device = engine.device
+
+    def describe(self) -> Ready:
+        """Say what was loaded."""
+        return Ready(self._metadata.version, self._engine.kind, self._engine.device, 0.0)
 
     @property
     def active(self) -> int:

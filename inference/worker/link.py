@@ -8,12 +8,12 @@ from typing import cast
 
 import structlog
 
-from inference.worker.wire import FrameDecoder, Message, WireError, encode
+from inference.worker.wire import FrameDecoder, Message, WireError, encode_parts
 
 _log = structlog.get_logger(__name__)
 
 
-class WorkerLink(asyncio.Protocol):
+class WorkerLink(asyncio.BufferedProtocol):
     """Sends messages to one worker and hands on what comes back."""
 
     def __init__(
@@ -27,7 +27,7 @@ class WorkerLink(asyncio.Protocol):
     def send(self, message: Message) -> None:
         """Send without waiting; what is in flight is bounded by the worker's slots."""
         if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(encode(message))
+            self._transport.writelines(encode_parts(message))
 
     def close(self) -> None:
         """Close the connection."""
@@ -38,10 +38,14 @@ class WorkerLink(asyncio.Protocol):
         """Take the transport."""
         self._transport = cast("asyncio.WriteTransport", transport)
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
+        """Say where the next bytes go."""
+        return self._frames.get_buffer()
+
+    def buffer_updated(self, nbytes: int) -> None:
         """Hand on the messages that arrived."""
         try:
-            for message in self._frames.feed(data):
+            for message in self._frames.received(nbytes):
                 self._on_message(message)
         except WireError as error:
             _log.error("worker_frame_invalid", error=str(error))

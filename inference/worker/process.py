@@ -15,12 +15,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from inference.engines.contract import EngineError
 from inference.model import ModelFormatError, read_metadata
 from inference.worker.faults import FaultInjector
+from inference.worker.frames import Buffer, RunBatch
 from inference.worker.heartbeat import HeartbeatWriter, WorkerState
 from inference.worker.wire import (
     Cancel,
@@ -36,7 +37,7 @@ from inference.worker.wire import (
     Request,
     Start,
     WireError,
-    encode,
+    encode_parts,
 )
 from inference.worker.workload import LoadContext, Workload, check_folder, workload_loader
 
@@ -44,7 +45,10 @@ EXIT_DRAINED = 0
 EXIT_LOAD_FAILED = 3
 EXIT_ORPHANED = 4
 
-_RECEIVE_BYTES = 65536
+_WAKE_BYTES = 65536
+# Below this, one copy is cheaper than a scattered write.
+_JOIN_BYTES = 64 * 1024
+_MAX_PARTS = 512  # IOV_MAX is 1024 on Linux
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,19 +156,17 @@ class Worker:
             [self._connection, self._wake_read], [], [], None if block else 0
         )
         if self._wake_read in readable:
-            self._wake_read.recv(_RECEIVE_BYTES)
+            self._wake_read.recv(_WAKE_BYTES)
         if self._connection not in readable:
             return True
-        data = self._connection.recv(_RECEIVE_BYTES)
-        if not data:
-            return False
-        for message in self._frames.feed(data):
+        count = self._connection.recv_into(self._frames.get_buffer())
+        for message in self._frames.received(count):
             self._handle(message)
-        return True
+        return count > 0
 
     def _handle(self, message: Message) -> None:
         match message:
-            case Generate():
+            case Generate() | RunBatch():
                 self._waiting.append(message)
             case Cancel(number):
                 self._cancel(number)
@@ -188,12 +190,12 @@ class Worker:
         self._send(self._served.workload.cancel(number))
 
     def _send(self, messages: Sequence[Message]) -> None:
-        if messages:
-            self._connection.sendall(b"".join(map(encode, messages)))
+        for message in messages:
+            send_all(self._connection, encode_parts(message))
 
     def _first_message(self) -> Start | None:
-        while data := self._connection.recv(_RECEIVE_BYTES):
-            for message in self._frames.feed(data):
+        while count := self._connection.recv_into(self._frames.get_buffer()):
+            for message in self._frames.received(count):
                 if not isinstance(message, Start):
                     raise WireError(f"expected Start, got {type(message).__name__}")
                 return message
@@ -235,7 +237,7 @@ class Worker:
 
     def _ready(self) -> Ready:
         workload = self._served.workload
-        return Ready(workload.version, workload.engine, workload.device, self._served.load_seconds)
+        return replace(workload.describe(), load_seconds=self._served.load_seconds)
 
     def _set_state(self, state: WorkerState) -> None:
         if self._heartbeat.record.state != state:
@@ -244,3 +246,21 @@ class Worker:
 
     def _on_terminate(self, _signal: int, _frame: object) -> None:
         self._stopping = True
+
+
+def send_all(connection: socket.socket, parts: Sequence[Buffer]) -> None:
+    """Send all parts on a blocking socket, without joining large ones.
+
+    Raises:
+        OSError: the front is gone.
+    """
+    size = sum(memoryview(part).nbytes for part in parts)
+    if size <= _JOIN_BYTES or len(parts) > _MAX_PARTS:
+        connection.sendall(b"".join(parts))
+        return
+    sent = connection.sendmsg(parts)
+    for part in parts:
+        view = memoryview(part).cast("B")
+        if sent < len(view):
+            connection.sendall(view[sent:])
+        sent = max(0, sent - len(view))

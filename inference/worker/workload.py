@@ -16,25 +16,14 @@ from inference.engines.onnx import OnnxRuntime
 from inference.model import ModelKind
 from inference.worker.faults import FaultInjector
 from inference.worker.heartbeat import HeartbeatWriter
-from inference.worker.wire import Message, Request, Start
+from inference.worker.wire import Message, Ready, Request, Start
 
 
 class Workload(Protocol):
     """A loaded version. The shell calls it from one thread; `prove` only before it serves."""
 
-    @property
-    def version(self) -> int:
-        """The version that was loaded."""
-        ...
-
-    @property
-    def engine(self) -> str:
-        """Name of the runtime, as in the metric ``model_info``."""
-        ...
-
-    @property
-    def device(self) -> str:
-        """The device that computes, as verified after loading."""
+    def describe(self) -> Ready:
+        """Say what was loaded, and on which device it computes, as verified after loading."""
         ...
 
     @property
@@ -81,10 +70,15 @@ WorkloadLoader = Callable[[Path, LoadContext], Workload]
 
 
 def workload_loader(kind: ModelKind) -> WorkloadLoader:
-    """Return what loads models of a kind; its libraries are imported only now."""
+    """Return what loads models of a kind."""
+    # They import what is imported here.
     from inference.worker.generation import load_generation  # noqa: PLC0415
+    from inference.worker.tensors import load_tensors  # noqa: PLC0415
 
-    loaders: dict[ModelKind, WorkloadLoader] = {ModelKind.DECODER: load_generation}
+    loaders: dict[ModelKind, WorkloadLoader] = {
+        ModelKind.DECODER: load_generation,
+        ModelKind.TENSOR: load_tensors,
+    }
     return loaders[kind]
 
 
