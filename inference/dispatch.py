@@ -50,6 +50,8 @@ class Dispatcher:
         self._numbers = itertools.count(1)
         self._running: dict[int, Ticket] = {}
         self._link: WorkerLink | None = None
+        self.golden_seconds = 0.0
+        """Time that golden examples have held slots."""
         self.pending_since: float | None = None
         """Since when the worker has had work without a break; read by the supervisor's thread."""
 
@@ -159,6 +161,8 @@ class Dispatcher:
             ticket.put(message)
             return
         del self._running[message.number]
+        if ticket.request.golden:
+            self.golden_seconds += self._clock() - ticket.dispatched_at
         self.pending_since = self._clock() if self._running else None
         if isinstance(message, Finished):
             self.queue.drain_rate.observe(self._clock() - ticket.dispatched_at)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from enum import StrEnum
-from typing import cast
+from typing import Protocol, cast
 
 import structlog
 
@@ -17,7 +17,7 @@ from inference.rates import RETRY_AFTER_LIMIT_SECONDS, retry_after
 from inference.repository import ModelRepository
 from inference.requests import GenerationRequest
 from inference.settings import InferenceSettings
-from inference.worker.heartbeat import Heartbeat, WorkerState
+from inference.worker.heartbeat import Heartbeat, LoadPhase, WorkerState
 from inference.worker.launch import LaunchedWorker, WorkerProcess
 from inference.worker.link import WorkerLink
 from inference.worker.supervisor import (
@@ -45,6 +45,15 @@ _log = structlog.get_logger(__name__)
 
 DownListener = Callable[[str, int, str, Sequence[tuple[GenerationRequest, Numbered]]], None]
 """Told the model, its version, ``crash`` or ``hang``, and the requests that the worker worked on."""
+
+
+class LoadedListener(Protocol):
+    """Told when a version serves."""
+
+    def __call__(self, model: str, version: int, *, fresh: bool) -> None:
+        """``fresh`` means a new worker, not a version swapped in."""
+        ...
+
 
 # The lowest priority there is: trials must not slow the service down.
 _SANDBOX_NICE = 19
@@ -78,7 +87,7 @@ class EngineHost:
         on_finished: TicketListener,
         wake_supervisor: Callable[[], None],
         on_down: DownListener,
-        on_loaded: Callable[[str, int], None],
+        on_loaded: LoadedListener,
     ) -> None:
         self.model = model
         self._settings = settings
@@ -157,6 +166,12 @@ class EngineHost:
         if record.state == WorkerState.DRAINING:
             return EngineState.DRAINING
         return EngineState.BUSY if record.batch_size else EngineState.IDLE
+
+    def load_phase(self) -> LoadPhase:
+        """Return where a load is that goes on now."""
+        if self.supervisor.status.state is not SupervisorState.STARTING:
+            return LoadPhase.NONE
+        return LoadPhase(self.heartbeat().load_phase)
 
     @property
     def up(self) -> bool:
@@ -309,13 +324,13 @@ class EngineHost:
             case Token() | Finished() | Failed():
                 self.dispatcher.receive(message)
             case Ready():
-                self.ready = message
+                fresh, self.ready = self.ready is None, message
                 if self._clear_when_ready:
                     self._clear_when_ready = False
                     self.clear_faults()
                 self.load_seconds = message.load_seconds
                 self._repository.mark_good(self.model, message.version)
-                self._on_loaded(self.model, message.version)
+                self._on_loaded(self.model, message.version, fresh=fresh)
                 if self._link is not None:
                     self.dispatcher.attach(self._link)
             case Loaded():

@@ -56,6 +56,8 @@ _PARAMETERS: Mapping[str, type[_Parameters]] = {
     worker_faults.ENGINE_SLOW: _SlowParameters,
     worker_faults.CORRUPT_OUTPUT: _CorruptParameters,
     worker_faults.HOST_MEMORY_LEAK: _LeakParameters,
+    worker_faults.ENGINE_ERROR: _Parameters,
+    worker_faults.DEVICE_LOST: _Parameters,
     worker_faults.POISON_TEXT: _PoisonParameters,
     MODEL_LOAD_FAILURE: _Parameters,
     METRICS_HANG: _Parameters,

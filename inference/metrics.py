@@ -14,9 +14,11 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
+from inference.canary import Canary
 from inference.engine_host import EngineHost, EngineState
 from inference.health import HealthReport
 from inference.requests import Ticket
+from inference.worker.heartbeat import LoadPhase
 from inference.worker.supervisor import RestartReason, Totals
 from inference.worker.wire import Finished
 
@@ -228,6 +230,9 @@ class EngineCollector(Collector):
         states = GaugeMetricFamily(
             "engine_state", "What the engine does, one-hot", labels=["model", "state"]
         )
+        phases = GaugeMetricFamily(
+            "engine_load_phase", "Where a load is that goes on, one-hot", labels=["model", "phase"]
+        )
         info = GaugeMetricFamily(
             "model_info", "Always 1", labels=["model", "version", "engine", "device"]
         )
@@ -235,10 +240,15 @@ class EngineCollector(Collector):
             current = host.state()
             for state in EngineState:
                 states.add_metric([model, state.value], float(state is current))
+            for phase in LoadPhase:
+                if phase is not LoadPhase.NONE:
+                    here = float(phase is host.load_phase())
+                    phases.add_metric([model, phase.name.lower()], here)
             ready = host.ready
             if ready is not None:
                 info.add_metric([model, str(ready.version), ready.engine, ready.device], 1.0)
         yield states
+        yield phases
         yield info
 
     def _health_families(self) -> Iterator[Metric]:
@@ -256,3 +266,33 @@ class EngineCollector(Collector):
         level = GaugeMetricFamily("service_degradation_level", "0 full service to 4 refuse")
         level.add_metric([], self._level())
         yield level
+
+
+class CanaryCollector(Collector):
+    """Reads the canaries at the time of a scrape."""
+
+    def __init__(self, canaries: Mapping[str, Canary], clock: Callable[[], float]) -> None:
+        self._canaries = canaries
+        self._clock = clock
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield every family."""
+        share = GaugeMetricFamily(
+            "canary_busy_ratio",
+            "Part of the slots' time that golden prompts took, last minute",
+            labels=["model"],
+        )
+        interval = GaugeMetricFamily(
+            "canary_interval_seconds", "Time between golden prompts", labels=["model"]
+        )
+        checks = CounterMetricFamily(
+            "canary_checks", "Golden prompts by what they said", labels=["model", "outcome"]
+        )
+        for model, canary in self._canaries.items():
+            share.add_metric([model], canary.cost.share(self._clock()))
+            interval.add_metric([model], canary.interval_seconds)
+            for outcome, count in canary.outcomes.items():
+                checks.add_metric([model, outcome.value], count)
+        yield share
+        yield interval
+        yield checks

@@ -17,6 +17,7 @@ from typing import Any
 import structlog
 from pydantic import SecretStr
 
+from inference.canary import Canary, Golden
 from inference.degradation import Degradation, Level, fallback_of
 from inference.engine_host import EngineHost, EngineState
 from inference.errors import (
@@ -27,8 +28,9 @@ from inference.errors import (
     RateLimitedError,
     UnavailableError,
 )
-from inference.health import Canary, Golden, HealthReport, judge
-from inference.metrics import EngineCollector, RequestMetrics
+from inference.health import HealthReport, judge
+from inference.health_history import HealthHistory, HistoryCollector, Observation
+from inference.metrics import CanaryCollector, EngineCollector, RequestMetrics
 from inference.model import GoldenPrompt
 from inference.poison.guard import PoisonCollector, PoisonGuard
 from inference.poison.sandbox import Numbered
@@ -79,10 +81,13 @@ class InferenceService:
         self.canaries = {
             model: Canary(host, settings, self._ask, clock) for model, host in self.hosts.items()
         }
+        self.metrics.registry.register(CanaryCollector(self.canaries, clock))
         self.metrics.registry.register(
             EngineCollector(self.hosts, self.health, lambda: self.degradation.level, clock)
         )
         self.degradation = Degradation(since_seconds=wall_clock())
+        self.history = HealthHistory(self._observe, clock, wall_clock)
+        self.metrics.registry.register(HistoryCollector(self.history))
         self.rate = TokenBucket(settings.requests_per_second, clock)
         self._canary_rate = TokenBucket(settings.canary_requests_per_second, clock)
         self.draining = False
@@ -116,6 +121,8 @@ class InferenceService:
         self._supervisor.start()
         self.tasks = [loop.create_task(canary.run()) for canary in self.canaries.values()]
         self.tasks.append(loop.create_task(self.poison.investigator.run()))
+        watch = self.history.run(self.settings.health_interval_seconds)
+        self.tasks.append(loop.create_task(watch))
         _log.info("service_started", models=list(self.hosts), repository=str(self.repository.root))
 
     async def stop(self) -> None:
@@ -253,8 +260,24 @@ class InferenceService:
     ) -> None:
         self.poison.went_down(model, version, effect, suspects)
 
-    def _on_loaded(self, model: str, version: int) -> None:
+    def _on_loaded(self, model: str, version: int, *, fresh: bool) -> None:
         self.poison.quarantine.version_changed(model, version)
+        self.canaries[model].loaded(fresh=fresh)
+
+    def _observe(self) -> dict[tuple[str, str], Observation]:
+        """Return what every layer of every model is now, for the history."""
+        seen = {}
+        for model, host in self.hosts.items():
+            for name, layer in self.health_of(model).layers.items():
+                seen[model, name] = Observation(layer.word, layer.reason)
+            # A change between idle and busy is work, not health.
+            state = host.state()
+            calm = state in {EngineState.IDLE, EngineState.BUSY}
+            reason = host.supervisor.status.reason
+            seen[model, "state"] = Observation("serving" if calm else state.value, reason)
+        reason = self.not_ready_reason()
+        seen["", "ready"] = Observation("failing" if reason else "ok", reason)
+        return seen
 
     async def _ask(self, model: str, golden: Golden) -> str:
         """Send a golden example through the real queue; say what was wrong with the answer."""

@@ -97,6 +97,26 @@ class InferenceSettings(BaseModel):
     canary_deadline_seconds: float = Field(
         default=3.0, gt=0, le=600, description="Deadline of a golden prompt."
     )
+    canary_capacity_share: float = Field(
+        default=0.01,
+        gt=0,
+        le=1,
+        description="Part of the slots' time that golden prompts may take; where they take longer, "
+        "they are asked less often.",
+    )
+    failure_threshold: int = Field(
+        default=2,
+        ge=1,
+        le=100,
+        description="Golden prompts in a row that fail before the canary does; a wrong value needs "
+        "no second one, and being refused or late under load says nothing.",
+    )
+    success_threshold: int = Field(
+        default=2, ge=1, le=100, description="Right ones in a row before it is fine again."
+    )
+    health_interval_seconds: float = Field(
+        default=0.25, gt=0, le=60, description="Time between two looks for the history of health."
+    )
     stall_seconds: float = Field(
         default=2.0,
         gt=0,

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 
 from inference.faults import FaultControl
+from inference.health import HealthReport
 from inference.metrics import CONTENT_TYPE
 from inference.service import VERSION, InferenceService
 
@@ -31,15 +32,28 @@ Faults = Annotated[FaultControl, Depends(faults_of)]
 
 
 @router.get("/health", tags=["health"], responses={503: {"description": "Not healthy"}})
-async def health(service: Service) -> JSONResponse:
-    """Five layers of the serving model: device, runtime, engine, context, canary."""
+async def health(service: Service, verbose: bool = False) -> JSONResponse:
+    """Five layers of the serving model; ``?verbose=true`` adds all models and what changed."""
     report = service.health()
-    layers = {
+    content = {"healthy": report.ok, "model": report.model, "layers": _layers(report)}
+    if verbose:
+        content["models"] = {
+            model: {
+                "state": service.hosts[model].state().value,
+                "load_phase": service.hosts[model].load_phase().name.lower(),
+                "layers": _layers(service.health_of(model)),
+            }
+            for model in service.hosts
+        }
+        content["history"] = service.history.recent()
+    return JSONResponse(content, 200 if report.ok else 503)
+
+
+def _layers(report: HealthReport) -> dict[str, Any]:
+    return {
         name: {"ok": layer.ok, "reason": layer.reason, "age_seconds": layer.age_seconds}
         for name, layer in report.layers.items()
     }
-    content = {"healthy": report.ok, "model": report.model, "layers": layers}
-    return JSONResponse(content, 200 if report.ok else 503)
 
 
 @router.get("/health/live", tags=["health"], responses={503: {"description": "Restart me"}})
@@ -96,6 +110,7 @@ def _model_status(service: InferenceService, model: str) -> dict[str, Any]:
     record = host.heartbeat()
     return {
         "state": host.state().value,
+        "load_phase": host.load_phase().name.lower(),
         "reason": status.reason,
         "up": host.up,
         "version": host.version,

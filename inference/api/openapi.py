@@ -100,7 +100,7 @@ _OPERATIONS: dict[tuple[str, str], Operation] = {
     ("POST", "/v2/repository/index"): Operation(
         {"type": "array", "items": {"$ref": _REF.format(model="RepositoryEntry")}}
     ),
-    ("GET", "/health"): Operation(answers.Health, also=(503,)),
+    ("GET", "/health"): Operation(answers.Health, errors=(400,), also=(503,)),
     ("GET", "/health/live"): Operation(answers.Live, also=(503,)),
     ("GET", "/health/ready"): Operation(answers.Ready, also=(503,)),
     ("GET", "/health/startup"): Operation(answers.Started, also=(503,)),

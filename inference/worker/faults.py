@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from inference.engines.contract import Array, Context, Tensor
+from inference.engines.contract import Array, Context, DeviceLostError, EngineStepError, Tensor
 
 ENGINE_HANG = "engine_hang"
 ENGINE_CRASH = "engine_crash"
@@ -23,8 +23,11 @@ ENGINE_SLOW = "engine_slow"
 CORRUPT_OUTPUT = "corrupt_output"
 HOST_MEMORY_LEAK = "host_memory_leak"
 POISON_TEXT = "poison_text"
+ENGINE_ERROR = "engine_error"
+DEVICE_LOST = "device_lost"
 WORKER_FAULTS = (
     ENGINE_HANG, ENGINE_CRASH, ENGINE_SLOW, CORRUPT_OUTPUT, HOST_MEMORY_LEAK, POISON_TEXT,
+    ENGINE_ERROR, DEVICE_LOST,
 )  # fmt: skip
 
 _LEAK_INTERVAL_SECONDS = 0.1
@@ -42,6 +45,7 @@ class FaultInjector:
         self._step_seconds = 0.0
         self._corruption = ""
         self._poison = self._poison_kind = ""
+        self._error: EngineStepError | None = None
         self._leak: _Leak | None = None
 
     def inject(self, name: str, parameters: Mapping[str, Any]) -> None:
@@ -54,6 +58,10 @@ class FaultInjector:
             self._step_seconds = float(parameters["step_seconds"])
         elif name == CORRUPT_OUTPUT:
             self._corruption = str(parameters["kind"])
+        elif name == ENGINE_ERROR:
+            self._error = EngineStepError("device-side assert triggered (injected)")
+        elif name == DEVICE_LOST:
+            self._error = DeviceLostError("the device fell off the bus (injected)")
         elif name == POISON_TEXT:
             self._poison, self._poison_kind = str(parameters["marker"]), str(parameters["kind"])
         elif name == HOST_MEMORY_LEAK:
@@ -66,6 +74,7 @@ class FaultInjector:
         self._step_seconds = 0.0
         self._corruption = ""
         self._poison = ""
+        self._error = None
         self._stop_leak()
 
     def wrap(self, context: Context) -> Context:
@@ -92,6 +101,8 @@ class FaultInjector:
             # The step loop stops here: no message is read and SIGTERM is not obeyed, as with a
             # kernel that never returns. Only `clear`, called by a signal, or SIGKILL ends it.
             time.sleep(_HANG_POLL_SECONDS)
+        if self._error is not None:
+            raise self._error
         started = self._clock()
         outputs = context.run(feeds, fetches, resident)
         while self._clock() - started < self._step_seconds:

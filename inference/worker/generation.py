@@ -10,7 +10,7 @@ from inference.engines.decoding import DecoderContext, check_decoder
 from inference.model import TOKENIZER_FILE, DecoderMetadata, ModelFormatError, read_metadata
 from inference.worker.cache import PrefixCache
 from inference.worker.decoder import Decoder
-from inference.worker.heartbeat import HeartbeatWriter
+from inference.worker.heartbeat import HeartbeatWriter, LoadPhase
 from inference.worker.wire import Finished, Generate, Message, Ready, Request, WireError
 from inference.worker.workload import LoadContext, make_runtime
 
@@ -103,6 +103,7 @@ def load_generation(folder: Path, context: LoadContext) -> GenerationWorkload:
     support = runtime.is_supported()
     if not support.supported:
         raise EngineError(support.reason)
+    context.enter(LoadPhase.DESERIALIZE)
     engine = runtime.load(folder)
     check_decoder(engine.signature, metadata.shape, str(folder))
     try:

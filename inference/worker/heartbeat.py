@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields
 from enum import IntEnum
 
 _VERSION = struct.Struct("<Q")
-_RECORD = struct.Struct("<qqqqqqqqdddddd")
+_RECORD = struct.Struct("<qqqqqqqqqddddddd")
 _IDS = struct.Struct("<64Q")
 _DETAIL_BYTES = 480
 _IDS_AT = _VERSION.size + _RECORD.size
@@ -34,6 +34,18 @@ class WorkerState(IntEnum):
     BUSY = 3
     DRAINING = 4
     LOAD_FAILED = 5
+    DEVICE_LOST = 6
+    """The process ends because it cannot use its device any more."""
+
+
+class LoadPhase(IntEnum):
+    """Where a load is; none of these is a hang before the load budget is spent."""
+
+    NONE = 0
+    READ = 1
+    DESERIALIZE = 2
+    COMPILE = 3
+    WARM_UP = 4
 
 
 @dataclass(slots=True)
@@ -53,6 +65,7 @@ class Heartbeat:
     cache_query_tokens: int = 0
     """Prompt tokens looked up in the prefix cache."""
     cache_bytes: int = 0
+    load_phase: int = LoadPhase.NONE
     started_at: float = 0.0
     """When the process started."""
     ready_at: float = 0.0
@@ -65,10 +78,12 @@ class Heartbeat:
     """Total time inside executions."""
     deadline: float = 0.0
     """Earliest deadline in the running batch; 0 without one."""
+    load_phase_at: float = 0.0
+    """When the phase of the load began."""
     running_ids: tuple[int, ...] = field(default=())
     """Numbers of the requests in the running batch, at most 64."""
     detail: str = ""
-    """Why the last load failed."""
+    """Why the last load failed, or the device was lost."""
 
     @property
     def ready(self) -> bool:
@@ -76,7 +91,7 @@ class Heartbeat:
         return self.state in {WorkerState.IDLE, WorkerState.BUSY, WorkerState.DRAINING}
 
 
-_NUMBERS = tuple(item.name for item in fields(Heartbeat))[:14]
+_NUMBERS = tuple(item.name for item in fields(Heartbeat))[:16]
 
 
 class HeartbeatWriter:
@@ -104,6 +119,11 @@ class HeartbeatWriter:
         _IDS.pack_into(self._memory, _IDS_AT, *ids, *([0] * (MAX_IDS - len(ids))))
         self._version += 1
         _VERSION.pack_into(self._memory, 0, self._version)
+
+    def enter(self, phase: LoadPhase, now: float) -> None:
+        """Publish where the load is."""
+        self.record.load_phase, self.record.load_phase_at = phase, now
+        self.write()
 
     def write_detail(self, detail: str) -> None:
         """Publish `record` together with a text, cut to fit."""

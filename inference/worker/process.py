@@ -18,11 +18,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from inference.engines.contract import EngineError
+from inference.engines.contract import DeviceLostError, EngineError
 from inference.model import ModelFormatError, read_metadata
 from inference.worker.faults import FaultInjector
 from inference.worker.frames import Buffer, RunBatch
-from inference.worker.heartbeat import HeartbeatWriter, WorkerState
+from inference.worker.heartbeat import HeartbeatWriter, LoadPhase, WorkerState
 from inference.worker.wire import (
     Cancel,
     ClearCache,
@@ -44,6 +44,7 @@ from inference.worker.workload import LoadContext, Workload, check_folder, workl
 EXIT_DRAINED = 0
 EXIT_LOAD_FAILED = 3
 EXIT_ORPHANED = 4
+EXIT_DEVICE_LOST = 5
 
 _WAKE_BYTES = 65536
 # Below this, one copy is cheaper than a scattered write.
@@ -125,13 +126,17 @@ class Worker:
             if not self._busy:
                 continue
             self._set_state(WorkerState.DRAINING if self._stopping else WorkerState.BUSY)
-            self._work()
+            if not self._work():
+                return EXIT_DEVICE_LOST
             if not self._busy:
                 self._set_state(WorkerState.IDLE)
         return EXIT_DRAINED
 
-    def _work(self) -> None:
-        """Start one waiting request and do the next step for everybody."""
+    def _work(self) -> bool:
+        """Start one waiting request and do the next step for everybody.
+
+        Return False when the device is lost: this process is of no use any more.
+        """
         workload = self._served.workload
         if self._waiting:
             request = self._waiting.popleft()
@@ -139,8 +144,31 @@ class Worker:
                 self._send([Failed(request.number, "deadline", "deadline exceeded")])
             else:
                 self._announce(request)
-                self._send(workload.start(request))
-        self._send(workload.step())
+                messages = workload.start(request)
+                if self._lost_device(messages):
+                    return False
+                self._send(messages)
+        messages = workload.step()
+        if self._lost_device(messages):
+            return False
+        self._send(messages)
+        return True
+
+    def _lost_device(self, messages: Sequence[Message]) -> bool:
+        """Look for requests on which the device was lost, and leave their numbers behind.
+
+        They are not answered here: to the front they are what the worker worked on when it went
+        down, which may be the fault of one of them.
+        """
+        lost = [m for m in messages if isinstance(m, Failed) and m.code == DeviceLostError.code]
+        if not lost:
+            return False
+        self._send([message for message in messages if message not in lost])
+        record = self._heartbeat.record
+        record.state = WorkerState.DEVICE_LOST
+        record.running_ids = tuple(message.number for message in lost)
+        self._heartbeat.write_detail(lost[0].message)
+        return True
 
     def _announce(self, request: Request) -> None:
         """Name the request in the heartbeat before it can do harm: who dies here says on what."""
@@ -204,10 +232,12 @@ class Worker:
     def _load(self, folder: Path, heartbeat: HeartbeatWriter) -> _Served:
         """Load a version folder as the kind that its ``model.toml`` names."""
         started = self._clock()
+        heartbeat.enter(LoadPhase.READ, started)
         kind = read_metadata(folder).kind
         check_folder(folder, self._start.engine)
         context = LoadContext(self._start, self.faults, heartbeat, self._clock)
         workload = workload_loader(kind)(folder, context)
+        heartbeat.enter(LoadPhase.NONE, self._clock())
         return _Served(workload, self._clock() - started)
 
     def _load_beside(self, message: Load) -> None:

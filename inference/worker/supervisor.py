@@ -21,7 +21,7 @@ from typing import Protocol
 import structlog
 
 from inference.settings import InferenceSettings
-from inference.worker.heartbeat import Heartbeat
+from inference.worker.heartbeat import Heartbeat, WorkerState
 from inference.worker.launch import Usage, WorkerProcess
 
 _log = structlog.get_logger(__name__)
@@ -86,6 +86,8 @@ class SupervisorStatus:
     usage: Usage = field(default_factory=Usage)
     ending: RestartReason | None = None
     """Why the worker is being ended, in TERMINATING."""
+    device_lost: str = ""
+    """What the last worker said when its device was lost; until another one is ready."""
     totals: Totals = field(default_factory=Totals)
     """Counters of the workers that are gone."""
 
@@ -221,7 +223,9 @@ class Supervisor:
             self._after_load_failure(now)
         elif record.ready:
             self._failed_loads = 0
-            self._update(state=SupervisorState.RUNNING, reason="", usage=worker.usage())
+            self._update(
+                state=SupervisorState.RUNNING, reason="", usage=worker.usage(), device_lost=""
+            )
             self._log("worker_ready", pid=worker.pid, seconds=round(now - self._launched_at, 3))
         elif now - self._launched_at > self._settings.load_budget_seconds:
             limit = self._settings.load_budget_seconds
@@ -232,8 +236,14 @@ class Supervisor:
         status = worker.poll()
         if status is not None:
             self._count(RestartReason.CRASH)
-            how = f"signal {-status}" if status < 0 else f"status {status}"
-            self._lose(f"the worker ended with {how}")
+            record = worker.heartbeat()
+            if record.state == WorkerState.DEVICE_LOST:
+                self._update(device_lost=record.detail)
+                how = f"the device was lost: {record.detail}"
+            else:
+                how = f"signal {-status}" if status < 0 else f"status {status}"
+                how = f"the worker ended with {how}"
+            self._lose(how)
             self._after_unplanned(self.status.reason, now)
             return
         usage = worker.usage()
@@ -268,12 +278,18 @@ class Supervisor:
             self._after_unplanned(self.status.reason, now)
 
     def _end(self, reason: RestartReason, message: str, now: float) -> None:
-        """Begin to end the worker: SIGTERM now, SIGKILL after the grace."""
+        """Begin to end the worker: SIGTERM now, SIGKILL after the grace.
+
+        A worker that hangs gets no grace: it reads no message, so there is nothing it could finish.
+        """
         worker = self._worker()
         self._kill_at = now + self._settings.terminate_grace_seconds
         self._update(state=SupervisorState.TERMINATING, reason=message, ending=reason)
         self._log("worker_ending", reason=reason.value, detail=message, pid=worker.pid)
-        worker.terminate()
+        if reason is RestartReason.HANG:
+            worker.kill()
+        else:
+            worker.terminate()
 
     def _lose(self, message: str) -> None:
         """Let go of a dead worker."""

@@ -15,7 +15,7 @@ from inference.engines.contract import EngineLoadError, Runtime
 from inference.engines.onnx import OnnxRuntime
 from inference.model import ModelKind
 from inference.worker.faults import FaultInjector
-from inference.worker.heartbeat import HeartbeatWriter
+from inference.worker.heartbeat import HeartbeatWriter, LoadPhase
 from inference.worker.wire import Message, Ready, Request, Start
 
 
@@ -64,6 +64,10 @@ class LoadContext:
     faults: FaultInjector
     heartbeat: HeartbeatWriter
     clock: Callable[[], float]
+
+    def enter(self, phase: LoadPhase) -> None:
+        """Say where the load is."""
+        self.heartbeat.enter(phase, self.clock())
 
 
 WorkloadLoader = Callable[[Path, LoadContext], Workload]

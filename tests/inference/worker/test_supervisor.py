@@ -154,14 +154,9 @@ def test_pending_work_without_a_step_is_a_hang(world):
     world.pending = world.now
     world.tick(14.9)
     assert world.status.state is SupervisorState.RUNNING
-    world.worker.obeys = False
     world.tick(0.2)
     assert world.status.state is SupervisorState.TERMINATING
-    assert world.worker.signals == ["TERM"]
-    world.tick(1.9)
-    assert world.worker.signals == ["TERM"]
-    world.tick(0.2)
-    assert world.worker.signals == ["TERM", "KILL"]
+    assert world.worker.signals == ["KILL"], "it reads no message, so a grace would only cost time"
     world.tick()
     assert world.status.restarts == {RestartReason.HANG: 1}
     assert not world.lost[0][1]
@@ -189,6 +184,30 @@ def test_memory_beyond_the_limit_ends_the_worker(world):
     world.tick()
     world.tick()
     assert world.status.restarts == {RestartReason.MEMORY: 1}
+
+
+def test_a_worker_that_does_not_obey_is_killed_after_the_grace(world):
+    world.worker.obeys = False
+    world.supervisor.restart("new flags")
+    world.tick()
+    world.tick(1.9)
+    assert world.worker.signals == ["TERM"]
+    world.tick(0.2)
+    assert world.worker.signals == ["TERM", "KILL"]
+
+
+def test_a_lost_device_is_remembered_until_another_worker_is_ready(world):
+    world.worker.record.state = WorkerState.DEVICE_LOST
+    world.worker.record.detail = "XID 79"
+    world.worker.status = 5
+    world.tick()
+    assert world.status.device_lost == "XID 79"
+    assert "XID 79" in world.status.reason
+    world.tick(1.0)
+    assert world.status.state is SupervisorState.STARTING
+    assert world.status.device_lost == "XID 79"
+    world.ready()
+    assert world.status.device_lost == ""
 
 
 def test_a_planned_restart_has_no_backoff_and_costs_no_budget(world):
