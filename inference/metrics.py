@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
+from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.openmetrics.exposition import generate_latest as generate_open_metrics
 from prometheus_client.registry import Collector
 
 from inference.canary import Canary
@@ -23,6 +25,7 @@ from inference.worker.supervisor import RestartReason, Totals
 from inference.worker.wire import Finished
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+OPEN_METRICS_CONTENT_TYPE = CONTENT_TYPE_LATEST
 UNKNOWN = "unknown"
 # vLLM's buckets of request latency, extended downwards: the bundled model answers in milliseconds.
 _LATENCY_BUCKETS = (
@@ -79,11 +82,18 @@ class RequestMetrics:
         """Count a request on arrival."""
         self._received.labels(model, endpoint).inc()
 
-    def finished(self, model: str, endpoint: str, status: int, seconds: float) -> None:
+    def finished(
+        self,
+        model: str,
+        endpoint: str,
+        status: int,
+        seconds: float,
+        exemplar: dict[str, str] | None = None,
+    ) -> None:
         """Count the end of a request."""
         self._requests.labels(model, endpoint, str(status)).inc()
         if status == 200:
-            self._latency.labels(model, endpoint).observe(seconds)
+            self._latency.labels(model, endpoint).observe(seconds, exemplar)
 
     def rejected(self, model: str, reason: str) -> None:
         """Count a refusal by admission."""
@@ -99,7 +109,9 @@ class RequestMetrics:
         self._tokens.labels(model, "prompt").inc(answer.prompt_tokens)
         self._tokens.labels(model, "completion").inc(answer.completion_tokens)
         self._queue_wait.labels(model).observe(ticket.dispatched_at - ticket.enqueued_at)
-        self._first_token.labels(model).observe(answer.first_token_at - ticket.enqueued_at)
+        self._first_token.labels(model).observe(
+            answer.first_token_at - ticket.enqueued_at, ticket.request.exemplar
+        )
         if answer.completion_tokens > 1:
             seconds = answer.last_token_at - answer.first_token_at
             self._output_token.labels(model).observe(seconds / (answer.completion_tokens - 1))
@@ -107,6 +119,11 @@ class RequestMetrics:
     def render(self) -> bytes:
         """Return everything in the registry as text."""
         return generate_latest(self.registry)
+
+    def render_open_metrics(self) -> bytes:
+        """Return everything as OpenMetrics, which names traces beside the buckets of latency."""
+        rendered: bytes = generate_open_metrics(self.registry)  # type: ignore[no-untyped-call]
+        return rendered
 
     def _counter(self, name: str, text: str, labels: list[str]) -> Counter:
         return Counter(name, text, labels, registry=self.registry)

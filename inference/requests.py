@@ -38,6 +38,8 @@ class GenerationRequest:
     low_priority: bool = False
     golden: bool = False
     """A golden prompt of the service's own canary."""
+    exemplar: dict[str, str] | None = None
+    """Ids of its trace, for histograms that name an example."""
 
     @property
     def identity(self) -> tuple[object, ...]:
@@ -56,6 +58,8 @@ class Ticket:
         self.state = TicketState.QUEUED
         self.enqueued_at = 0.0
         self.dispatched_at = 0.0
+        self.answer: Finished | None = None
+        """The end of an answered request, for whoever looks back at it."""
         self.begun = False
         """Whether the client has a part of the answer; it cannot be given anew then."""
         self.repeats = 0
@@ -72,6 +76,8 @@ class Ticket:
             self.begun = True
         else:
             self.state = TicketState.DONE
+            if isinstance(event, Finished):
+                self.answer = event
             if self.expiry is not None:
                 self.expiry.cancel()
         self._events.put_nowait(event)

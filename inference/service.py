@@ -38,6 +38,7 @@ from inference.rates import TokenBucket
 from inference.repository import ModelRepository, bundled_repository
 from inference.requests import GenerationRequest, Ticket, TicketState
 from inference.settings import InferenceSettings
+from inference.tracing import TraceCollector, tracing_of
 from inference.worker.supervisor import SupervisorThread
 from inference.worker.wire import Finished
 
@@ -46,6 +47,8 @@ _log = structlog.get_logger(__name__)
 TOKEN_FILE = "admin_token"  # noqa: S105 - the name of a file
 VERSION = "0.1.0"
 _DRAIN_POLL_SECONDS = 0.02
+# Spans of the last requests are sent at the end; a collector that is gone does not hold us up.
+_FLUSH_SECONDS = 2.0
 
 
 class InferenceService:
@@ -73,6 +76,9 @@ class InferenceService:
             self.repository.active(model)  # a missing model is an error of configuration: fail now
         self.admin_token = _admin_token(settings)
         self.metrics = RequestMetrics()
+        self.tracing = tracing_of(settings, clock, VERSION)
+        if self.tracing is not None:
+            self.metrics.registry.register(TraceCollector(self.tracing.export))
         self.poison = PoisonGuard(
             settings, lambda case: self.hosts[case.model].sandbox(case.version), wall_clock
         )
@@ -138,6 +144,8 @@ class InferenceService:
             host.stop()
         limit = 2 * self.settings.terminate_grace_seconds + 1.0
         await asyncio.to_thread(self._supervisor.join, limit)
+        if self.tracing is not None:
+            await asyncio.to_thread(self.tracing.export.close, _FLUSH_SECONDS)
         _log.info("service_stopped")
 
     @property

@@ -195,6 +195,24 @@ class InferenceSettings(BaseModel):
         description="Requests in quarantine; those that were not sent for the longest time leave.",
     )
 
+    # --- traces, logs
+    trace_endpoint: str | None = Field(
+        default=None,
+        pattern=r"^https?://",
+        description="URL that takes spans by OTLP over HTTP, such as http://collector:4318/v1/traces; "
+        "none leaves it to OTEL_EXPORTER_OTLP_ENDPOINT, and without that there are no traces.",
+    )
+    trace_sample_ratio: float | None = Field(
+        default=None,
+        ge=0.0,
+        le=1.0,
+        description="Share of requests traced, of those whose client did not decide; none leaves it "
+        "to OTEL_TRACES_SAMPLER, and without that all are.",
+    )
+    trace_prompts: bool = Field(
+        default=False, description="Put prompts and answers into spans. They may be personal data."
+    )
+
     # --- administration
     admin_token: SecretStr | None = Field(
         default=None,

@@ -83,10 +83,13 @@ def submit(
         stream=sampling.stream,
         canary=exchange.canary,
         low_priority=exchange.header("x-galen-priority").lower() == "low",
+        exemplar=exchange.exemplar,
     )
     if exchange.canary:
         service.check_canary_rate()
+    exchange.request = request
     ticket, answered_by = service.submit(request)
+    exchange.ticket = ticket
     exchange.answered_by = answered_by
     exchange.level = service.level_of(request, answered_by)
     return ticket

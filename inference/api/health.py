@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse
 
 from inference.faults import FaultControl
 from inference.health import HealthReport
-from inference.metrics import CONTENT_TYPE
+from inference.metrics import CONTENT_TYPE, OPEN_METRICS_CONTENT_TYPE
 from inference.service import VERSION, InferenceService
 
 router = APIRouter()
@@ -77,9 +77,11 @@ async def startup(service: Service) -> JSONResponse:
 
 
 @router.get("/metrics", tags=["monitoring"], response_class=Response)
-async def metrics(service: Service, faults: Faults) -> Response:
-    """Prometheus text format."""
+async def metrics(request: Request, service: Service, faults: Faults) -> Response:
+    """Prometheus text format; OpenMetrics, with exemplars, for those who ask for it."""
     await faults.metrics_open.wait()  # closed by the injected fault `metrics_hang` only
+    if "application/openmetrics-text" in request.headers.get("accept", ""):
+        return Response(service.metrics.render_open_metrics(), media_type=OPEN_METRICS_CONTENT_TYPE)
     return Response(service.metrics.render(), media_type=CONTENT_TYPE)
 
 

@@ -28,8 +28,9 @@ from inference.errors import (
     UnsupportedMediaTypeError,
 )
 from inference.metrics import UNKNOWN
-from inference.requests import Ticket
+from inference.requests import GenerationRequest, Ticket
 from inference.service import InferenceService
+from inference.tracing import RequestTrace
 
 _log = structlog.get_logger(__name__)
 
@@ -70,14 +71,21 @@ class Exchange:
         self.shape = shape
         self._receive = receive
         self._send = send
-        self._endpoint = endpoint
-        self._started_at = service.clock()
+        self.scope = scope
+        self.endpoint = endpoint
+        self.started_at = service.clock()
+        self.read_at = 0.0
+        """When the whole body was there."""
         self._headers: dict[bytes, bytes] = dict(scope["headers"])
         self.request_id = request_id_from(self.header("x-request-id"))
         self.canary = self.header("x-galen-canary") == "1"
         self.model = UNKNOWN
         self.answered_by = ""
         self.level = int(service.degradation.level)
+        self.trace: RequestTrace | None = None
+        self.request: GenerationRequest | None = None
+        self.ticket: Ticket | None = None
+        self.error: ServiceError | None = None
         self._received = False
         self._response_started = False
         self.status = 500
@@ -121,7 +129,7 @@ class Exchange:
         self.model = model if model in self.service.hosts else UNKNOWN
         if not self.canary:
             self._received = True
-            self.service.metrics.received(self.model, self._endpoint)
+            self.service.metrics.received(self.model, self.endpoint)
 
     @asynccontextmanager
     async def watch(self, ticket: Ticket) -> Any:
@@ -163,6 +171,7 @@ class Exchange:
 
     async def send_error(self, error: ServiceError) -> None:
         """Send an error in the protocol's shape; inside a stream as its last event."""
+        self.error = error
         content = error_content(error, self.shape, self.request_id)
         if self._response_started:
             self.status = error.status
@@ -176,9 +185,18 @@ class Exchange:
         if self.canary:
             return
         if not self._received:
-            self.service.metrics.received(self.model, self._endpoint)
-        seconds = self.service.clock() - self._started_at
-        self.service.metrics.finished(self.model, self._endpoint, self.status, seconds)
+            self.service.metrics.received(self.model, self.endpoint)
+        seconds = self.service.clock() - self.started_at
+        self.service.metrics.finished(
+            self.model, self.endpoint, self.status, seconds, self.exemplar
+        )
+
+    @property
+    def exemplar(self) -> dict[str, str] | None:
+        """What a histogram may name as an example of this request's latency."""
+        if self.trace is None or not self.trace.recording:
+            return None
+        return {"trace_id": self.trace.trace_id, "span_id": self.trace.span_id}
 
     async def _start(self, status: int, headers: Mapping[str, str]) -> None:
         self.status = status
@@ -188,6 +206,8 @@ class Exchange:
             "x-galen-degradation": str(self.level),
             "x-galen-model": self.answered_by,
         }
+        if self.trace is not None:
+            common |= self.trace.headers()
         pairs = [
             (name.encode("ascii"), value.encode("latin-1"))
             for name, value in {**headers, **common}.items()
@@ -210,9 +230,11 @@ class Exchange:
         seconds = self.service.settings.body_timeout_seconds
         try:
             async with asyncio.timeout(seconds):
-                return await self._read_chunks(limit)
+                raw = await self._read_chunks(limit)
         except TimeoutError:
             raise RequestTimeoutError(f"the body did not arrive within {seconds:g} s") from None
+        self.read_at = self.service.clock()
+        return raw
 
     async def _read_chunks(self, limit: int) -> bytes:
         chunks: list[bytes] = []

@@ -10,6 +10,7 @@ import structlog
 
 from inference.api import oip, openai
 from inference.api.http import Exchange, Receive, Scope, Send, Shape
+from inference.api.spans import begin, end
 from inference.errors import (
     INTERNAL_MESSAGE,
     ClientGoneError,
@@ -86,6 +87,8 @@ class InferenceRoutes:
         exchange = Exchange(
             self._service, scope, receive, send, endpoint=endpoint, shape=shape, params=params
         )
+        if found is not None and found[0].counted:
+            begin(exchange)
         try:
             if found is not None:
                 await self._run(found[0], exchange)
@@ -98,12 +101,13 @@ class InferenceRoutes:
         finally:
             if found is None or found[0].counted:
                 exchange.finish()
+                end(exchange)
 
     async def _run(self, route: Route, exchange: Exchange) -> None:
         try:
             await route.handler(exchange)
         except ClientGoneError as error:
-            exchange.status = error.status
+            exchange.status, exchange.error = error.status, error
         except ServiceError as error:
             await exchange.send_error(error)
         except Exception:  # noqa: BLE001 - a bug is logged, and answered like any error
