@@ -1,0 +1,1 @@
+"""Releases: taking versions into service, watching new ones, and going back by itself."""
