@@ -108,6 +108,25 @@ def read_metadata(folder: Path) -> ModelMetadata:
         raise ModelFormatError(f"{path}: {error}") from error
 
 
+def check_identity(metadata: ModelMetadata, folder: Path) -> None:
+    """Refuse a version that lies in another's folder: it would be remembered under the wrong number.
+
+    Raises:
+        ModelFormatError: name or version are not those of the folder.
+    """
+    path = folder / METADATA_FILE
+    if str(metadata.version) != folder.name:
+        raise ModelFormatError(
+            f"{path} says version = {metadata.version}, but its folder is {folder.name}: "
+            "correct one of them"
+        )
+    if metadata.name != folder.parent.name:
+        raise ModelFormatError(
+            f"{path} says name = {metadata.name!r}, but its folder is {folder.parent.name}: "
+            "correct one of them"
+        )
+
+
 def _decoder(table: Mapping[str, Any], path: Path) -> DecoderMetadata:
     """Read the keys of a language model."""
     return DecoderMetadata(

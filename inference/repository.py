@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import threading
 from dataclasses import dataclass, field
@@ -18,11 +19,19 @@ import structlog
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from inference.errors import ConflictError, NotFoundError
-from inference.model import METADATA_FILE, ModelFormatError, ModelMetadata, read_metadata
+from inference.model import (
+    METADATA_FILE,
+    ModelFormatError,
+    ModelMetadata,
+    check_identity,
+    read_metadata,
+)
 
 _log = structlog.get_logger(__name__)
 
 STATE_FILE = "model_versions.json"
+# A name becomes a folder: no separators, no "..", nothing hidden.
+_MODEL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 
 
 class _ModelState(BaseModel):
@@ -77,6 +86,9 @@ class ModelRepository:
         self.root = root
         self._path = state_dir / STATE_FILE
         self._lock = threading.Lock()
+        self.state_problem = ""
+        """What is wrong with the state file, for people; empty if nothing is."""
+        self._gone: set[tuple[str, int]] = set()
         self._state = self._read_state()
 
     @property
@@ -93,9 +105,38 @@ class ModelRepository:
             NotFoundError: the repository has no such model.
         """
         folder = self.root / model
-        if not folder.is_dir():
+        if not _MODEL_NAME.fullmatch(model) or not folder.is_dir():
             raise NotFoundError(f"no model {model!r} in {self.root}", reason="model_not_found")
-        return sorted(int(p.name) for p in folder.iterdir() if p.is_dir() and p.name.isdecimal())
+        return sorted(int(p.name) for p in folder.iterdir() if p.is_dir() and _is_version(p.name))
+
+    def models(self) -> list[str]:
+        """Return the models on disk, served or not."""
+        folders = [path for path in self.root.iterdir() if path.is_dir()]
+        return sorted(path.name for path in folders if _MODEL_NAME.fullmatch(path.name))
+
+    def problems(self, model: str) -> dict[str, str]:
+        """Return what cannot be served of a model: the folder's name to what is wrong with it.
+
+        Reads every ``model.toml``; call it where a few milliseconds do not matter.
+        """
+        problems = {}
+        for path in sorted((self.root / model).iterdir()):
+            if path.is_dir() and not path.name.startswith("."):
+                problem = self._problem(model, path)
+                if problem:
+                    problems[path.name] = problem
+        return problems
+
+    def _problem(self, model: str, path: Path) -> str:
+        if not _is_version(path.name):
+            return "not a version: the folder's name must be a whole number like 1 or 2"
+        try:
+            self.metadata(model, int(path.name))
+        except ModelFormatError as error:
+            return str(error)
+        if not any(path.glob("*.onnx")) and not any(path.glob("*.plan")):
+            return f"{path} holds neither model.onnx nor model.plan"
+        return ""
 
     def describe(self, model: str) -> list[VersionInfo]:
         """Return the versions with what is known about them."""
@@ -115,18 +156,38 @@ class ModelRepository:
         Raises:
             ModelFormatError: it cannot be used.
         """
-        return read_metadata(self.folder(model, version))
+        folder = self.folder(model, version)
+        metadata = read_metadata(folder)
+        check_identity(metadata, folder)
+        return metadata
 
     def active(self, model: str) -> int:
         """Return the version in use; at first the newest that is not quarantined.
+
+        Where its folder is gone, it is the last other one that served, and the newest only if none
+        did: a version that was never proven is taken by a reload, not because another is missing.
 
         Raises:
             NotFoundError: there is none.
         """
         state = self._model(model)
-        if state.active in self.versions(model):
-            return int(state.active or 0)
-        return self.newest(model)
+        versions = self.versions(model)
+        if state.active is None:
+            return self.newest(model)
+        if state.active in versions:
+            return state.active
+        served = [v for v in state.good if v in versions and v not in state.quarantined]
+        instead = served[-1] if served else self.newest(model)
+        if (model, state.active) not in self._gone:
+            self._gone.add((model, state.active))
+            _log.error(
+                "active_version_is_gone",
+                model=model,
+                version=state.active,
+                folder=str(self.folder(model, state.active)),
+                instead=instead,
+            )
+        return instead
 
     def newest(self, model: str) -> int:
         """Return the newest version that is not quarantined.
@@ -224,24 +285,69 @@ class ModelRepository:
         return self._state.models.setdefault(model, _ModelState())
 
     def _read_state(self) -> _State:
+        """Read the state file; if it is damaged, the one before it. No file is a fresh start."""
         try:
-            return _State.model_validate_json(self._path.read_bytes())
+            return _parse(self._path)
         except FileNotFoundError:
             return _State()
         except (OSError, ValidationError) as error:
+            problem = f"{self._path} cannot be read: {error}"
             _log.error("model_versions_unreadable", path=str(self._path), error=str(error))
+        _set_aside(self._path)
+        backup = _backup(self._path)
+        try:
+            state = _parse(backup)
+        except (OSError, ValidationError) as error:
+            _log.error("model_versions_forgotten", path=str(backup), error=str(error))
+            self.state_problem = f"{problem}; versions in use and quarantines are forgotten"
             return _State()
+        self.state_problem = f"{problem}; {backup} is used, which is one change older"
+        _log.warning("model_versions_from_backup", path=str(backup))
+        return state
 
     def _write_state(self) -> None:
-        """Replace the state file in one step, so that a crash leaves the old or the new one."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        """Replace the state file in one step, so that a crash leaves the old or the new one.
+
+        A disk that takes no more must not end the service: the choice holds until it ends, and the
+        problem is told.
+        """
         partial = self._path.with_suffix(".partial")
         text = json.dumps(self._state.model_dump(), indent=1)
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self._path)
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with partial.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            if self._path.exists():
+                shutil.copyfile(self._path, _backup(self._path))
+            partial.replace(self._path)
+        except OSError as error:
+            self.state_problem = f"{self._path} cannot be written: {error}"
+            _log.error("model_versions_not_written", path=str(self._path), error=str(error))
+        else:
+            self.state_problem = ""
+
+
+def _is_version(name: str) -> bool:
+    """Say whether a folder's name is a version: 0, 1, 2; not 01, not ², not latest."""
+    return name.isascii() and name.isdecimal() and str(int(name)) == name
+
+
+def _parse(path: Path) -> _State:
+    return _State.model_validate_json(path.read_bytes())
+
+
+def _backup(path: Path) -> Path:
+    return path.with_suffix(".previous.json")
+
+
+def _set_aside(path: Path) -> None:
+    """Keep a damaged file under another name, so that it is not overwritten."""
+    try:
+        path.replace(path.with_suffix(".damaged.json"))
+    except OSError as error:
+        _log.warning("damaged_file_stays", path=str(path), error=str(error))
 
 
 __all__ = [

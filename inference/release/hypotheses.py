@@ -43,9 +43,7 @@ def more_than_share(errors: int, total: int, share: float) -> float:
     Used where the old version answered too few requests to compare with.
     """
     tail = math.fsum(
-        math.exp(
-            _log_choose(total, k) + k * math.log(share) + (total - k) * math.log1p(-share)
-        )
+        math.exp(_log_choose(total, k) + k * math.log(share) + (total - k) * math.log1p(-share))
         for k in range(errors, total + 1)
     )
     return min(1.0, tail)

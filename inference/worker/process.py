@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from inference.engines.contract import DeviceLostError, EngineError
-from inference.model import ModelFormatError, read_metadata
+from inference.model import ModelFormatError, check_identity, read_metadata
 from inference.worker.faults import FaultInjector
 from inference.worker.frames import Buffer, RunBatch
 from inference.worker.heartbeat import HeartbeatWriter, LoadPhase, WorkerState
@@ -135,10 +135,13 @@ class Worker:
     def _work(self) -> bool:
         """Start one waiting request and do the next step for everybody.
 
+        While a proven version waits for the running batch to end, new requests wait for it: under
+        steady load the batch would never be empty, and the swap would never come.
         Return False when the device is lost: this process is of no use any more.
         """
         workload = self._served.workload
-        if self._waiting:
+        swapping = self._next is not None and self._next[1] is not None
+        if self._waiting and not swapping:
             request = self._waiting.popleft()
             if request.deadline <= self._clock():
                 self._send([Failed(request.number, "deadline", "deadline exceeded")])
@@ -233,10 +236,11 @@ class Worker:
         """Load a version folder as the kind that its ``model.toml`` names."""
         started = self._clock()
         heartbeat.enter(LoadPhase.READ, started)
-        kind = read_metadata(folder).kind
+        metadata = read_metadata(folder)
+        check_identity(metadata, folder)
         check_folder(folder, self._start.engine)
         context = LoadContext(self._start, self.faults, heartbeat, self._clock)
-        workload = workload_loader(kind)(folder, context)
+        workload = workload_loader(metadata.kind)(folder, context)
         heartbeat.enter(LoadPhase.NONE, self._clock())
         return _Served(workload, self._clock() - started)
 

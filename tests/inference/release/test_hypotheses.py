@@ -2,7 +2,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from inference.release.hypotheses import comparable, more_errors, more_than_share, ratio_of_medians, slower
+from inference.release.hypotheses import (
+    comparable,
+    more_errors,
+    more_than_share,
+    ratio_of_medians,
+    slower,
+)
 
 
 @pytest.mark.parametrize(

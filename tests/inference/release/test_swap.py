@@ -1,0 +1,62 @@
+"""Versions are swapped under load, and nobody notices."""
+
+import threading
+
+import httpx
+import pytest
+
+pytestmark = pytest.mark.integration
+
+
+class Crowd:
+    """Clients that ask without a pause, each answer followed by the next request."""
+
+    def __init__(self, live, clients, body=None, path="/v1/completions"):
+        self.statuses = []
+        self.versions = []
+        self._live = live
+        self._path = path
+        self._body = body or {"prompt": "hello", "max_tokens": 24}
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._ask) for _ in range(clients)]
+
+    def _ask(self):
+        with httpx.Client(base_url=self._live.url, timeout=30.0) as client:
+            while not self._stop.is_set():
+                answer = client.post(self._path, json=self._body)
+                self.statuses.append(answer.status_code)
+                if "model_version" in answer.text:
+                    self.versions.append(answer.json()["model_version"])
+
+    def __enter__(self):
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(60)
+
+
+def test_no_request_fails_while_versions_are_swapped(tools, own_repository, tmp_path):
+    """With more clients than slots the batch is never empty, and the swap must not wait for that."""
+    tools.write_version(own_repository, "tiny", 2, seed=2)
+    settings = {"load_budget_seconds": 20.0, "chat_deadline_seconds": 30.0, "slots": 2}
+    with tools.run_service(own_repository, tmp_path / "state", **settings) as live:
+        live.admin.post("/admin/models/tiny/reload", json={"version": 1})
+        live.fault("engine_slow", step_seconds=0.002)
+        pid = live.client.get("/api/system/status").json()["models"]["tiny"]["worker_pid"]
+        body = {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["hello"]}]}
+        with Crowd(live, 6, body, "/v2/models/tiny/infer") as crowd:
+            for version in (2, 1, 2):
+                before = len(crowd.statuses)
+                tools.eventually(lambda n=before: len(crowd.statuses) > n + 12, "it is busy")
+                answer = live.admin.post("/admin/models/tiny/reload", json={"version": version})
+                assert answer.status_code == 200, answer.text
+            before = len(crowd.statuses)
+            tools.eventually(lambda: len(crowd.statuses) > before + 12, "it is busy after the swap")
+        assert set(crowd.statuses) == {200}
+        assert set(crowd.versions) == {"1", "2"}
+        status = live.client.get("/api/system/status").json()["models"]["tiny"]
+        assert status["worker_pid"] == pid, "the same worker"
