@@ -194,6 +194,8 @@ def generate(ticket: Ticket) -> Generate:
         stream=request.stream,
         deadline=request.deadline,
         canary=request.canary,
+        ignore_eos=request.ignore_eos,
+        min_tokens=request.min_tokens,
     )
 
 
@@ -223,6 +225,8 @@ def _error_of(failure: Failed) -> ServiceError:
     match failure.code:
         case "prompt_too_long":
             return InvalidRequestError(failure.message, reason="context_length_exceeded")
+        case "empty_prompt":
+            return InvalidRequestError(failure.message, param="prompt")
         case "unknown_task":
             return InvalidRequestError(failure.message, param="task")
         case "deadline":

@@ -291,6 +291,8 @@ class EngineHost:
             threads=settings.engine_threads,
             cache_bytes=settings.prefix_cache_bytes,
             faults=[[fault.name, dict(fault.parameters)] for fault in self.persistent_faults],
+            stream_interval_seconds=settings.stream_interval_seconds,
+            prefill_tokens_per_step=settings.prefill_tokens_per_step,
         )
 
     def worker_launched(self, worker: WorkerProcess) -> None:

@@ -36,6 +36,8 @@ class GenerationRequest:
     stream: bool = False
     canary: bool = False
     low_priority: bool = False
+    ignore_eos: bool = False
+    min_tokens: int = 0
     golden: bool = False
     """A golden prompt of the service's own canary."""
     exemplar: dict[str, str] | None = None
@@ -45,7 +47,8 @@ class GenerationRequest:
     def identity(self) -> tuple[object, ...]:
         """Everything that decides what the engine computes, beside model and version."""
         chance = (self.temperature, self.top_p, self.seed) if self.temperature > 0.0 else ()
-        return (self.task, self.text, self.max_tokens, chance, self.stop)
+        length = (self.max_tokens, self.min_tokens, self.ignore_eos)
+        return (self.task, self.text, length, chance, self.stop)
 
 
 class Ticket:
@@ -85,15 +88,25 @@ class Ticket:
     async def events(self) -> AsyncIterator[Token | Finished]:
         """Yield the texts of a streamed answer and its end.
 
+        Texts that wait already are one: a client that reads slowly gets fewer and longer events.
+
         Raises:
             ServiceError: the request failed.
         """
         while True:
             event = await self._events.get()
+            texts = []
+            while isinstance(event, Token):
+                texts.append(event.text)
+                if self._events.empty():
+                    break
+                event = self._events.get_nowait()
+            if texts:
+                yield Token(self.number, "".join(texts))
             if isinstance(event, ServiceError):
                 raise event
-            yield event
             if isinstance(event, Finished):
+                yield event
                 return
 
     async def result(self) -> Finished:

@@ -48,6 +48,20 @@ class InferenceSettings(BaseModel):
     prefix_cache_bytes: int = Field(
         default=32 * MIB, ge=0, le=4096 * MIB, description="Limit of the prefix cache; 0 is off."
     )
+    prefill_tokens_per_step: int = Field(
+        default=256,
+        ge=1,
+        le=65_536,
+        description="Most prompt tokens computed between two decode steps; longer prompts are "
+        "computed in pieces, so that they do not delay the answers of others.",
+    )
+    stream_interval_seconds: float = Field(
+        default=0.02,
+        ge=0,
+        le=10,
+        description="Least time between two events of a stream after its first one; tokens that "
+        "come faster share an event. 0 sends every token by itself.",
+    )
 
     # --- admission
     max_queue: int = Field(

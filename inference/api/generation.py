@@ -27,6 +27,7 @@ def _whole(value: Any) -> Any:
 Whole = BeforeValidator(_whole)
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1), Whole]
 MaxTokens = Annotated[int, Field(ge=1, le=1_000_000), Whole]
+MinTokens = Annotated[int, Field(ge=0, le=1_000_000), Whole]
 StopText = Annotated[str, Field(min_length=1, max_length=64)]
 
 
@@ -40,6 +41,8 @@ class Sampling:
     seed: int | None = None
     stop: str | list[str] | None = None
     stream: bool = False
+    ignore_eos: bool = False
+    min_tokens: int = 0
 
 
 def submit(
@@ -81,6 +84,8 @@ def submit(
         seed=sampling.seed or 0,
         stop=_stops(sampling.stop),
         stream=sampling.stream,
+        ignore_eos=sampling.ignore_eos,
+        min_tokens=sampling.min_tokens,
         canary=exchange.canary,
         low_priority=exchange.header("x-galen-priority").lower() == "low",
         exemplar=exchange.exemplar,

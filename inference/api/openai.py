@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import orjson
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from inference.api.generation import (
     MaxTokens,
+    MinTokens,
     Sampling,
     Seed,
     StopText,
@@ -51,11 +53,24 @@ class _GenerationBody(BaseModel):
     stream_options: StreamOptions | None = None
     n: Annotated[Literal[1], Whole] | None = 1
     logprobs: Literal[False, 0] | None = None
+    ignore_eos: bool | None = Field(
+        default=None, description="Go on after the end token, as in vLLM; for measurements."
+    )
+    min_tokens: MinTokens | None = Field(
+        default=None, description="No end token before the answer has this length, as in vLLM."
+    )
 
     def sampling(self) -> Sampling:
         """Return what concerns the engine."""
         return Sampling(
-            self.max_tokens, self.temperature, self.top_p, self.seed, self.stop, bool(self.stream)
+            max_tokens=self.max_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            seed=self.seed,
+            stop=self.stop,
+            stream=bool(self.stream),
+            ignore_eos=bool(self.ignore_eos),
+            min_tokens=self.min_tokens or 0,
         )
 
     @property
@@ -113,16 +128,8 @@ class ChatBody(_GenerationBody):
     def sampling(self) -> Sampling:
         """Return what concerns the engine."""
         base = super().sampling()
-        if self.max_completion_tokens is None:
-            return base
-        return Sampling(
-            self.max_completion_tokens,
-            base.temperature,
-            base.top_p,
-            base.seed,
-            base.stop,
-            base.stream,
-        )
+        longest = self.max_completion_tokens
+        return base if longest is None else replace(base, max_tokens=longest)
 
     @property
     def text(self) -> str:

@@ -1,13 +1,16 @@
 """Continuous batching over a limited number of key-value cache slots.
 
-Sequences join and leave between steps. The cache of the batch is left-padded: row i holds its
-tokens at the right end and is masked on the left, so one decode step appends one column for all.
+Sequences join and leave between steps. What belongs to one step is done for all rows at once; what is
+done for each sequence in each step is kept to a few list and float operations, because on a small
+model that, and not the engine, would limit how many tokens a worker makes.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,63 +24,29 @@ from inference.engines.contract import (
 )
 from inference.engines.decoding import StepContext
 from inference.model import DecoderMetadata
+from inference.worker.batch import Batch, Joining
 from inference.worker.cache import PrefixCache
 from inference.worker.heartbeat import HeartbeatWriter
+from inference.worker.prefill import Group, PrefillQueue, group_inputs, own_past, row_inputs
+from inference.worker.prompts import PromptEncoder
 from inference.worker.sampling import sample
+from inference.worker.sequence import ALWAYS, NEVER, DecoderSequence
+from inference.worker.text import TextStream
 from inference.worker.wire import Failed, Finished, Generate, Token
 
-# A byte-level token may end inside a character; the decoder then shows this in its place.
-_INCOMPLETE = "\ufffd"
+_NOT_FINITE = "the model's output is not finite"
 
 Event = Token | Finished | Failed
 
 
-@dataclass(slots=True)
-class _Sequence:
-    """One request that holds a slot."""
+@dataclass(frozen=True, slots=True)
+class DecoderLimits:
+    """What a decoder is set to."""
 
-    request: Generate
-    prompt_tokens: int
-    cached_tokens: int
-    limit_tokens: int
-    rng: np.random.Generator
-    started_at: float
-    prefilled_at: float = 0.0
-    output: list[int] = field(default_factory=list)
-    sent_characters: int = 0
-    first_token_at: float = 0.0
-
-    @property
-    def tokens_in_cache(self) -> int:
-        """Tokens whose keys and values are stored; the newest output token is not among them."""
-        return self.prompt_tokens + len(self.output) - 1
-
-
-class PromptEncoder:
-    """Turns a user's text into token ids; special tokens in it are ordinary text."""
-
-    def __init__(self, tokenizer: Any, metadata: DecoderMetadata) -> None:
-        self._tokenizer = tokenizer
-        # The template is ours and may hold special tokens; the user's text must not, or a prompt
-        # could end itself and speak for the model.
-        self._templates = {
-            task: (self._ids(before), self._ids(after))
-            for task, (before, after) in metadata.prompts.items()
-        }
-        tokenizer.encode_special_tokens = True
-
-    def encode(self, task: str, text: str) -> list[int]:
-        """Return the ids of a whole prompt.
-
-        Raises:
-            KeyError: the model has no prompt for the task.
-        """
-        before, after = self._templates[task]
-        return [*before, *self._ids(text), *after]
-
-    def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
+    stream_interval_seconds: float = 0.02
+    """Least time between two events of a stream; 0 sends every token."""
+    prefill_tokens_per_step: int = 256
+    """Most prompt tokens that are computed between two decode steps."""
 
 
 class Decoder:
@@ -92,121 +61,285 @@ class Decoder:
         cache: PrefixCache,
         heartbeat: HeartbeatWriter,
         clock: Callable[[], float],
+        limits: DecoderLimits | None = None,
     ) -> None:
         self._context = context
         self._tokenizer = tokenizer
         self._metadata = metadata
-        self._encoder = PromptEncoder(tokenizer, metadata)
-        self._end_id = tokenizer.token_to_id(metadata.end_token)
+        self._limits = limits or DecoderLimits()
+        self._encoder = PromptEncoder(tokenizer, metadata.prompts)
+        self._end_ids = frozenset({tokenizer.token_to_id(metadata.end_token)})
         self.cache = cache
         self._heartbeat = heartbeat
         self._clock = clock
-        self._sequences: list[_Sequence] = []
-        self._past = metadata.shape.empty(0)
-        self._mask: IntArray = np.zeros((0, 0), dtype=np.int64)
+        self._empty = metadata.shape.empty()
+        self._prefill = PrefillQueue(self._limits.prefill_tokens_per_step)
+        self._batch = Batch(metadata.max_context_tokens)
+        self._earliest_deadline = NEVER
+        self._numbers: tuple[int, ...] = ()
+        self._any_special = False
 
     @property
     def active(self) -> int:
         """Sequences that hold a slot."""
-        return len(self._sequences)
+        return len(self._batch.members) + len(self._prefill.sequences)
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of keys and values of what is active; the prefix cache counts its own."""
+        waiting = sum(array.nbytes for s in self._prefill.sequences for array in s.past)
+        return self._batch.size_bytes + waiting
 
     def use_heartbeat(self, heartbeat: HeartbeatWriter) -> None:
         """Report to another record from now on."""
         self._heartbeat = heartbeat
 
+    def pin_templates(self) -> None:
+        """Compute what the prompts of each task begin with, and keep it in the prefix cache.
+
+        Raises:
+            EngineStepError: the engine cannot compute it.
+        """
+        for ids in self._encoder.prefixes:
+            past, width = list(self._empty), self._limits.prefill_tokens_per_step
+            for start in range(0, len(ids), width):
+                end = min(start + width, len(ids))
+                inputs = row_inputs(ids, start, end, past)
+                past = own_past(self._context.execute(inputs).present, 0, end)
+            self.cache.pin(ids, past)
+
     def start(self, request: Generate) -> list[Event]:
-        """Compute the prompt of a request, give it a slot, and return its first events."""
-        started = self._clock()
+        """Give a request a slot; its prompt is computed by the next steps."""
         try:
             ids = self._encoder.encode(request.task, request.text)
         except KeyError:
             return [_failed(request, "unknown_task", f"no prompt for task {request.task!r}")]
-        room = self._metadata.max_context_tokens - len(ids)
-        if room < 1:
-            limit = self._metadata.max_context_tokens
+        limit = self._metadata.max_context_tokens
+        if len(ids) >= limit:
             message = f"the prompt takes {len(ids)} tokens; the context holds {limit}"
             return [_failed(request, "prompt_too_long", message)]
-        known, past = self._known_prefix(request, ids)
-        rng = np.random.default_rng(request.seed)
-        limit = min(request.max_tokens, room)
-        sequence = _Sequence(request, len(ids), known, limit, rng, started)
-        try:
-            outputs = self._execute(_prefill_inputs(ids, known, past), [*self._sequences, sequence])
-        except EngineStepError as error:
-            events: list[Event] = [_failed(request, error.code, str(error))]
-        else:
-            sequence.prefilled_at = self._clock()
-            if self._finite(outputs.logits[:, -1])[0]:
-                if not request.canary:
-                    self.cache.insert(ids, outputs.present)
-                events = self._advance(sequence, outputs.logits[0, -1])
-            else:
-                events = [_failed(request, "invalid_output", "the model's output is not finite")]
-            if not _ended(events):
-                self._join(sequence, outputs.present)
-        self._publish_batch()
-        return events
+        if not ids:
+            return [_failed(request, "empty_prompt", "the prompt is empty")]
+        sequence = self._sequence(request, ids)
+        if not request.canary:
+            self._use_known_prefix(sequence)
+        self._prefill.add(sequence)
+        self._members_changed()
+        return []
 
     def cancel(self, number: int) -> list[Event]:
         """Free the slot of a request; nothing happens if it has none."""
-        for row, sequence in enumerate(self._sequences):
+        for sequence in self._everybody():
             if sequence.request.number == number:
-                self._keep([other for other in range(self.active) if other != row])
-                return [_failed(sequence.request, "cancelled", "cancelled")]
+                self._remove({sequence})
+                return [sequence.failed("cancelled", "cancelled")]
         return []
 
     def step(self) -> list[Event]:
-        """Compute one token for every sequence."""
-        events = self._drop_expired()
-        if not self._sequences:
-            return events
-        try:
-            outputs = self._execute(self._decode_inputs(), self._sequences)
-        except EngineStepError as error:
-            events += [_failed(s.request, error.code, str(error)) for s in self._sequences]
-            self._keep([])
-            return events
-        self._past = outputs.present
-        ones = np.ones((self.active, 1), dtype=np.int64)
-        self._mask = np.concatenate([self._mask, ones], axis=1)
-        logits = outputs.logits[:, -1]
-        finite = self._finite(logits)
-        staying = []
-        for row, sequence in enumerate(self._sequences):
-            if not finite[row]:
-                message = "the model's output is not finite"
-                events.append(_failed(sequence.request, "invalid_output", message))
-                continue
-            own = self._advance(sequence, logits[row])
-            events += own
-            if not _ended(own):
-                staying.append(row)
-        if len(staying) < self.active:
-            self._keep(staying)
+        """Compute one token for every sequence, and a bounded number of prompt tokens."""
+        events: list[Event] = self._drop_expired()
+        if self._batch.members:
+            events += self._decode()
+        room = self._limits.prefill_tokens_per_step
+        while (group := self._prefill.next_group(room)) is not None:
+            room -= group.width * len(group.sequences)
+            events += self._compute(group)
         return events
 
-    def _known_prefix(self, request: Generate, ids: Sequence[int]) -> tuple[int, list[FloatArray]]:
+    # --- prompts
+
+    def _sequence(self, request: Generate, ids: list[int]) -> DecoderSequence:
+        room = self._metadata.max_context_tokens - len(ids)
+        text = TextStream(self._decode_tokens, request.stop)
+        return DecoderSequence(
+            request=request,
+            ids=ids,
+            limit_tokens=min(request.max_tokens, room),
+            end_ids=frozenset() if request.ignore_eos else self._end_ids,
+            rng=np.random.default_rng(request.seed),
+            text=text,
+            started_at=self._clock(),
+            look_at=ALWAYS if request.stream or request.stop else NEVER,
+        )
+
+    def _decode_tokens(self, tokens: Sequence[int]) -> str:
+        text: str = self._tokenizer.decode(tokens, skip_special_tokens=True)
+        return text
+
+    def _use_known_prefix(self, sequence: DecoderSequence) -> None:
         """Look up a prompt in the prefix cache, and count that."""
-        if request.canary:
-            return 0, self._metadata.shape.empty()
-        known, past = self.cache.lookup(ids)
-        self._heartbeat.record.cache_query_tokens += len(ids)
+        known, past = self.cache.lookup(sequence.ids)
+        sequence.computed = sequence.cached_tokens = known
+        sequence.past = past
+        self._heartbeat.record.cache_query_tokens += len(sequence.ids)
         self._heartbeat.record.cache_hit_tokens += known
-        return known, past
 
-    def _decode_inputs(self) -> StepInputs:
-        """Build the inputs of a step from the newest token of each sequence."""
-        ids = np.array([[s.output[-1]] for s in self._sequences], dtype=np.int64)
-        positions = np.array([[s.tokens_in_cache] for s in self._sequences], dtype=np.int64)
-        ones = np.ones((self.active, 1), dtype=np.int64)
-        return StepInputs(ids, np.concatenate([self._mask, ones], axis=1), positions, self._past)
+    def _compute(self, group: Group) -> list[Event]:
+        """Compute a group of prompts; those that are complete get their first token and join."""
+        try:
+            outputs = self._execute(
+                group_inputs(group, self._empty),
+                tuple(sequence.request.number for sequence in group.sequences),
+                min(sequence.request.deadline for sequence in group.sequences),
+            )
+        except EngineStepError as error:
+            return self._fail_group(group, error)
+        now = self._clock()
+        logits = outputs.logits[:, -1]
+        finite = self._finite(logits)
+        events: list[Event] = []
+        joining = []
+        gone = set()
+        for row, (sequence, end) in enumerate(zip(group.sequences, group.ends, strict=True)):
+            sequence.computed = end
+            if not finite[row]:
+                gone.add(sequence)
+                events.append(sequence.failed("invalid_output", _NOT_FINITE))
+            elif sequence.remaining:
+                sequence.past = own_past(outputs.present, row, end)
+            else:
+                gone.add(sequence)
+                sequence.past = ()
+                sequence.prefilled_at = now
+                self._remember(sequence, outputs, row)
+                own = self._take_first(sequence, logits[row])
+                events += own
+                if not _ended(own):
+                    joining.append(Joining(sequence, outputs.present, row))
+        self._prefill.remove(gone)
+        self._batch.join(joining)
+        self._members_changed()
+        return events
 
-    def _execute(self, inputs: StepInputs, batch: Sequence[_Sequence]) -> StepOutputs:
+    def _fail_group(self, group: Group, error: EngineStepError) -> list[Event]:
+        """Deal with a failed execution: one prompt is to blame, and the others are tried again."""
+        if len(group.sequences) > 1 and not error.fatal:
+            for sequence in group.sequences:
+                sequence.alone = True
+            return []
+        self._remove(set(group.sequences))
+        return [sequence.failed(error.code, str(error)) for sequence in group.sequences]
+
+    def _remember(self, sequence: DecoderSequence, outputs: StepOutputs, row: int) -> None:
+        """Put a computed prompt into the prefix cache."""
+        if not sequence.request.canary and not self.cache.knows(sequence.ids):
+            past = own_past(outputs.present, row, len(sequence.ids))
+            self.cache.insert(sequence.ids, past)
+
+    # --- answers
+
+    def _decode(self) -> list[Event]:
+        """Compute the next token of every sequence that has its prompt."""
+        batch = self._batch
+        inputs = batch.inputs()
+        members = batch.members
+        try:
+            outputs = self._execute(inputs, self._numbers, self._earliest_deadline)
+        except EngineStepError as error:
+            failed = {sequence for _, sequence in members}
+            self._remove(failed)
+            return [sequence.failed(error.code, str(error)) for sequence in failed]
+        batch.advance(outputs.present)
+        logits = outputs.logits[:, -1]
+        finite = self._finite(logits)
+        if not all(finite):
+            invalid = {sequence for row, sequence in members if not finite[row]}
+            self._remove(invalid, clean=False)
+            events: list[Event] = [s.failed("invalid_output", _NOT_FINITE) for s in invalid]
+            return events + self._take(self._choose(logits))
+        return self._take(self._choose(logits))
+
+    def _choose(self, logits: FloatArray) -> IntArray:
+        """Choose a token for each row; those of holes mean nothing."""
+        if not self._any_special:
+            largest: IntArray = logits.argmax(axis=-1)
+            return largest
+        special = [(row, s) for row, s in self._batch.members if s.special]
+        for row, sequence in special:
+            _withhold_end(sequence, logits[row])
+        tokens: IntArray = logits.argmax(axis=-1)
+        for row, sequence in special:
+            tokens[row] = _choose_one(sequence, logits[row])
+        return tokens
+
+    def _take(self, chosen: IntArray) -> list[Event]:
+        """Give each sequence its token and say what follows from it."""
+        if not self._batch.members:
+            return []
+        self._batch.feed(chosen)
+        events: list[Event] = []
+        ended = set()
+        tokens = chosen.tolist()
+        now = self._clock()
+        for row, sequence in self._batch.members:
+            token = tokens[row]
+            at_end = token in sequence.end_ids
+            if not at_end:
+                output = sequence.output
+                output.append(token)
+                # The common case, a token that nobody waits for.
+                if len(output) < sequence.limit_tokens and now < sequence.look_at:
+                    continue
+            own = self._look(sequence, now, ended=at_end)
+            events += own
+            if _ended(own):
+                ended.add(sequence)
+        if ended:
+            self._remove(ended)
+        return events
+
+    def _take_first(self, sequence: DecoderSequence, logits: FloatArray) -> list[Event]:
+        """Choose the first token of a sequence and say what follows from it."""
+        _withhold_end(sequence, logits)
+        token = _choose_one(sequence, logits)
+        now = sequence.first_token_at = self._clock()
+        ended = token in sequence.end_ids
+        if not ended:
+            sequence.output.append(token)
+        full = len(sequence.output) >= sequence.limit_tokens
+        if ended or full or sequence.look_at <= now:
+            return self._look(sequence, now, ended=ended)
+        return []
+
+    def _look(self, sequence: DecoderSequence, now: float, *, ended: bool) -> list[Event]:
+        """Decode the text of a sequence and return what is to be sent."""
+        request, text = sequence.request, sequence.text
+        last = ended or len(sequence.output) >= sequence.limit_tokens
+        text.read(sequence.output, last=last)
+        if text.stopped:
+            ended = last = True
+        events: list[Event] = []
+        if request.stream and (last or now >= sequence.send_at):
+            more = text.take(last=last)
+            if more:
+                events.append(Token(request.number, more))
+                sequence.send_at = self._next_event_at(now)
+        if last:
+            events.append(sequence.finished("stop" if ended else "length", now))
+        elif not request.stop:
+            sequence.look_at = sequence.send_at
+        return events
+
+    def _next_event_at(self, now: float) -> float:
+        """Return when a stream that sends now may send again.
+
+        All streams share the same instants, so that one step sends the texts of all of them and the
+        steps between send nothing.
+        """
+        interval = self._limits.stream_interval_seconds
+        if interval <= 0.0:
+            return now
+        return math.ceil(now / interval + 0.5) * interval
+
+    # --- the engine
+
+    def _execute(
+        self, inputs: StepInputs, numbers: tuple[int, ...], deadline: float
+    ) -> StepOutputs:
         """Run the engine with the heartbeat around it."""
         record = self._heartbeat.record
-        record.batch_size = len(batch)
-        record.running_ids = tuple(s.request.number for s in batch)
-        record.deadline = min(s.request.deadline for s in batch)
+        record.running_ids = numbers
+        record.deadline = deadline
         record.step_started_at = started = self._clock()
         self._heartbeat.write()
         try:
@@ -230,104 +363,52 @@ class Decoder:
             self._heartbeat.write()
         return rows
 
-    def _advance(self, sequence: _Sequence, logits: FloatArray) -> list[Event]:
-        """Choose the next token of a sequence and say what follows from it."""
-        request = sequence.request
-        token = sample(logits, request.temperature, request.top_p, sequence.rng)
-        now = self._clock()
-        if not sequence.first_token_at:
-            sequence.first_token_at = now
-        ended = token == self._end_id
-        if not ended:
-            sequence.output.append(token)
-        full = len(sequence.output) >= sequence.limit_tokens
-        if not (ended or full or request.stream or request.stop):
-            return []
-        text = self._tokenizer.decode(sequence.output, skip_special_tokens=True)
-        cut = min((at for at in map(text.find, request.stop) if at >= 0), default=-1)
-        if cut >= 0:
-            text, ended = text[:cut], True
-        events: list[Event] = []
-        if request.stream:
-            events += self._delta(sequence, text, last=ended or full)
-        if ended or full:
-            reason = "stop" if ended else "length"
-            events.append(_finished(sequence, text, reason, now))
-        return events
+    # --- who is in
 
-    def _delta(self, sequence: _Sequence, text: str, *, last: bool) -> list[Event]:
-        """Return the text that was not sent yet, as far as it cannot change any more."""
-        until = len(text)
-        if not last:
-            until = len(text.rstrip(_INCOMPLETE))
-            # A stop text may have begun; what could become one waits for the next token.
-            until -= max((_overlap(text, stop) for stop in sequence.request.stop), default=0)
-        if until <= sequence.sent_characters:
-            return []
-        delta = text[sequence.sent_characters : until]
-        sequence.sent_characters = until
-        return [Token(sequence.request.number, delta)]
+    def _everybody(self) -> list[DecoderSequence]:
+        return [*(sequence for _, sequence in self._batch.members), *self._prefill.sequences]
 
     def _drop_expired(self) -> list[Event]:
         """Free the slots of requests that are past their deadline."""
         now = self._clock()
-        late = [s.request for s in self._sequences if s.request.deadline <= now]
-        if late:
-            rows = [i for i, s in enumerate(self._sequences) if s.request.deadline > now]
-            self._keep(rows)
-        return [_failed(request, "deadline", "deadline exceeded") for request in late]
+        if now < self._earliest_deadline:
+            return []
+        late = [s for s in self._everybody() if s.request.deadline <= now]
+        self._remove(set(late))
+        return [sequence.failed("deadline", "deadline exceeded") for sequence in late]
 
-    def _join(self, sequence: _Sequence, present: Sequence[FloatArray]) -> None:
-        """Add a computed prompt to the batch, padding the shorter side on the left."""
-        length = max(self._mask.shape[1], present[0].shape[2])
-        self._past = [
-            np.concatenate([_pad_left(old, length), _pad_left(new, length)])
-            for old, new in zip(self._past, present, strict=True)
-        ]
-        row = np.zeros((1, length), dtype=np.int64)
-        row[0, length - present[0].shape[2] :] = 1
-        padding = ((0, 0), (length - self._mask.shape[1], 0))
-        self._mask = np.concatenate([np.pad(self._mask, padding), row])
-        self._sequences.append(sequence)
+    def _remove(self, sequences: AbstractSet[DecoderSequence], *, clean: bool = True) -> None:
+        """Free the slots of sequences."""
+        self._batch.leave(sequences, clean=clean)
+        self._prefill.remove(sequences)
+        self._members_changed()
 
-    def _keep(self, rows: list[int]) -> None:
-        """Keep these rows of the batch and cut columns that only padding is left in."""
-        self._sequences = [self._sequences[row] for row in rows]
-        length = max((s.tokens_in_cache for s in self._sequences), default=0)
-        start = self._mask.shape[1] - length
-        self._past = [array[rows, :, start:] for array in self._past]
-        self._mask = self._mask[rows, start:]
-        self._publish_batch()
-
-    def _publish_batch(self) -> None:
-        """Put the batch into the heartbeat."""
+    def _members_changed(self) -> None:
+        """Note what the steps need to know of their members, and tell the heartbeat."""
+        everybody = self._everybody()
+        members = self._batch.members
+        self._numbers = tuple(sequence.request.number for _, sequence in members)
+        self._any_special = any(sequence.special for _, sequence in members)
+        self._earliest_deadline = min((s.request.deadline for s in everybody), default=NEVER)
         record = self._heartbeat.record
-        record.batch_size = self.active
-        record.running_ids = tuple(s.request.number for s in self._sequences)
-        record.deadline = min((s.request.deadline for s in self._sequences), default=0.0)
+        record.batch_size = len(everybody)
+        record.running_ids = tuple(sequence.request.number for sequence in everybody)
+        record.deadline = self._earliest_deadline if everybody else 0.0
         self._heartbeat.write()
 
 
-def _prefill_inputs(ids: Sequence[int], known: int, past: Sequence[FloatArray]) -> StepInputs:
-    """Build the inputs that compute the unknown rest of a prompt."""
-    return StepInputs(
-        np.array([ids[known:]], dtype=np.int64),
-        np.ones((1, len(ids)), dtype=np.int64),
-        np.arange(known, len(ids), dtype=np.int64)[np.newaxis],
-        past,
-    )
+def _withhold_end(sequence: DecoderSequence, logits: FloatArray) -> None:
+    """Make the end impossible while the answer is shorter than the request wants it."""
+    if len(sequence.output) < sequence.request.min_tokens and sequence.end_ids:
+        logits[list(sequence.end_ids)] = -math.inf
 
 
-def _pad_left(array: FloatArray, length: int) -> FloatArray:
-    """Pad the token axis of [B, H, tokens, D] with zeros on the left."""
-    missing = length - array.shape[2]
-    return np.pad(array, ((0, 0), (0, 0), (missing, 0), (0, 0))) if missing else array
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Return how many characters at the end of the text could be the beginning of ``stop``."""
-    longest = min(len(text), len(stop) - 1)
-    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
+def _choose_one(sequence: DecoderSequence, logits: FloatArray) -> int:
+    """Choose the next token of a sequence from [vocabulary] logits."""
+    request = sequence.request
+    if request.temperature > 0.0:
+        return sample(logits, request.temperature, request.top_p, sequence.rng)
+    return int(logits.argmax())
 
 
 def _ended(events: Sequence[Event]) -> bool:
@@ -337,18 +418,3 @@ def _ended(events: Sequence[Event]) -> bool:
 
 def _failed(request: Generate, code: str, message: str) -> Failed:
     return Failed(request.number, code, message)
-
-
-def _finished(sequence: _Sequence, text: str, reason: str, now: float) -> Finished:
-    return Finished(
-        number=sequence.request.number,
-        text=text,
-        finish_reason=reason,
-        prompt_tokens=sequence.prompt_tokens,
-        completion_tokens=len(sequence.output),
-        cached_tokens=sequence.cached_tokens,
-        started_at=sequence.started_at,
-        prefilled_at=sequence.prefilled_at,
-        first_token_at=sequence.first_token_at,
-        last_token_at=now,
-    )

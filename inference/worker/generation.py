@@ -9,7 +9,7 @@ from inference.engines.contract import Engine, EngineError
 from inference.engines.decoding import DecoderContext, check_decoder
 from inference.model import TOKENIZER_FILE, DecoderMetadata, ModelFormatError, read_metadata
 from inference.worker.cache import PrefixCache
-from inference.worker.decoder import Decoder
+from inference.worker.decoder import Decoder, DecoderLimits
 from inference.worker.heartbeat import HeartbeatWriter, LoadPhase
 from inference.worker.wire import Finished, Generate, Message, Ready, Request, WireError
 from inference.worker.workload import LoadContext, make_runtime
@@ -116,8 +116,10 @@ def load_generation(folder: Path, context: LoadContext) -> GenerationWorkload:
         DecoderContext(context.faults.wrap(engine.create_context()), metadata.shape),
         tokenizer,
         metadata,
-        cache=PrefixCache(start.cache_bytes, metadata.shape),
+        cache=PrefixCache(start.cache_bytes),
         heartbeat=context.heartbeat,
         clock=context.clock,
+        limits=DecoderLimits(start.stream_interval_seconds, start.prefill_tokens_per_step),
     )
+    decoder.pin_templates()
     return GenerationWorkload(metadata, engine, decoder)

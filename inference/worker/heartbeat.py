@@ -13,6 +13,7 @@ import mmap
 import struct
 from dataclasses import dataclass, field, fields
 from enum import IntEnum
+from operator import attrgetter
 
 _VERSION = struct.Struct("<Q")
 _RECORD = struct.Struct("<qqqqqqqqqddddddd")
@@ -92,6 +93,8 @@ class Heartbeat:
 
 
 _NUMBERS = tuple(item.name for item in fields(Heartbeat))[:16]
+_numbers_of = attrgetter(*_NUMBERS)
+_NO_IDS = (0,) * MAX_IDS
 
 
 class HeartbeatWriter:
@@ -100,6 +103,7 @@ class HeartbeatWriter:
     def __init__(self, memory: mmap.mmap) -> None:
         self._memory = memory
         self._version = 0
+        self._written_ids: tuple[int, ...] | None = None
         self.record = Heartbeat()
 
     @classmethod
@@ -112,11 +116,10 @@ class HeartbeatWriter:
         self._version += 1
         _VERSION.pack_into(self._memory, 0, self._version)
         record = self.record
-        _RECORD.pack_into(
-            self._memory, _VERSION.size, *[getattr(record, name) for name in _NUMBERS]
-        )
-        ids = record.running_ids[:MAX_IDS]
-        _IDS.pack_into(self._memory, _IDS_AT, *ids, *([0] * (MAX_IDS - len(ids))))
+        _RECORD.pack_into(self._memory, _VERSION.size, *_numbers_of(record))
+        if record.running_ids != self._written_ids:
+            ids = self._written_ids = record.running_ids
+            _IDS.pack_into(self._memory, _IDS_AT, *(*ids, *_NO_IDS)[:MAX_IDS])
         self._version += 1
         _VERSION.pack_into(self._memory, 0, self._version)
 

@@ -15,6 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -133,7 +134,7 @@ class Worker:
         return EXIT_DRAINED
 
     def _work(self) -> bool:
-        """Start one waiting request and do the next step for everybody.
+        """Start what waits, do the next step for everybody, and send what came of it at once.
 
         While a proven version waits for the running batch to end, new requests wait for it: under
         steady load the batch would never be empty, and the swap would never come.
@@ -141,17 +142,15 @@ class Worker:
         """
         workload = self._served.workload
         swapping = self._next is not None and self._next[1] is not None
-        if self._waiting and not swapping:
+        messages: list[Message] = []
+        while self._waiting and not swapping:
             request = self._waiting.popleft()
             if request.deadline <= self._clock():
-                self._send([Failed(request.number, "deadline", "deadline exceeded")])
+                messages.append(Failed(request.number, "deadline", "deadline exceeded"))
             else:
                 self._announce(request)
-                messages = workload.start(request)
-                if self._lost_device(messages):
-                    return False
-                self._send(messages)
-        messages = workload.step()
+                messages += workload.start(request)
+        messages += workload.step()
         if self._lost_device(messages):
             return False
         self._send(messages)
@@ -183,14 +182,16 @@ class Worker:
 
     def _receive(self, *, block: bool) -> bool:
         """Handle what arrived; return False once the front is gone."""
-        readable, _, _ = select.select(
-            [self._connection, self._wake_read], [], [], None if block else 0
-        )
-        if self._wake_read in readable:
-            self._wake_read.recv(_WAKE_BYTES)
-        if self._connection not in readable:
+        if block:
+            select.select([self._connection, self._wake_read], [], [])
+            # Wake-ups only end this wait; between steps they may pile up, as the socket bounds them.
+            with suppress(BlockingIOError):
+                self._wake_read.recv(_WAKE_BYTES)
+        try:
+            # Without a select before it: one system call between two steps is enough.
+            count = self._connection.recv_into(self._frames.get_buffer(), 0, socket.MSG_DONTWAIT)
+        except BlockingIOError:
             return True
-        count = self._connection.recv_into(self._frames.get_buffer())
         for message in self._frames.received(count):
             self._handle(message)
         return count > 0

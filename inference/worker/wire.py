@@ -45,6 +45,8 @@ class Start:
     cache_bytes: int
     faults: list[list[Any]]
     """Persistent faults as ``[name, parameters]``."""
+    stream_interval_seconds: float = 0.02
+    prefill_tokens_per_step: int = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,10 @@ class Generate:
     deadline: float
     canary: bool
     """Computed anew and not counted: a cached answer would prove nothing."""
+    ignore_eos: bool = False
+    """Go on after an end token."""
+    min_tokens: int = 0
+    """No end token before the answer has this length."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from inference.engines.onnx import OnnxRuntime
 from inference.model import read_metadata
 from inference.settings import InferenceSettings
 from inference.worker.cache import PrefixCache
-from inference.worker.decoder import Decoder
+from inference.worker.decoder import Decoder, DecoderLimits
 from inference.worker.heartbeat import HeartbeatWriter
 from inference.worker.wire import Finished, Generate
 
@@ -173,7 +173,10 @@ def write_version(root: Path, model: str, version: int, seed: int) -> Path:
 
 
 def make_decoder(
-    folder: Path, cache_bytes: int = 0, clock: Callable[[], float] = time.monotonic
+    folder: Path,
+    cache_bytes: int = 0,
+    clock: Callable[[], float] = time.monotonic,
+    **limits: Any,
 ) -> Decoder:
     """Return a decoder on a version folder."""
     metadata = read_metadata(folder)
@@ -182,9 +185,10 @@ def make_decoder(
         context,
         Tokenizer.from_file(str(folder / "tokenizer.json")),
         metadata,
-        cache=PrefixCache(cache_bytes, metadata.shape),
+        cache=PrefixCache(cache_bytes),
         heartbeat=HeartbeatWriter.private(),
         clock=clock,
+        limits=DecoderLimits(**{"stream_interval_seconds": 0.0, **limits}),
     )
 
 

@@ -4,7 +4,7 @@ from tokenizers import Tokenizer
 
 from inference.engines.contract import EngineStepError
 from inference.model import read_metadata
-from inference.worker.decoder import PromptEncoder
+from inference.worker.prompts import PromptEncoder
 from inference.worker.wire import Failed, Finished, Token
 
 PROMPTS = ["a", "hello there", "how do I reset it?", "hello there you"]
@@ -109,7 +109,7 @@ def test_a_prompt_beyond_the_context_is_refused(tools, folder):
 
 def test_special_tokens_in_user_text_are_plain_text(folder):
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    encoder = PromptEncoder(tokenizer, read_metadata(folder))
+    encoder = PromptEncoder(tokenizer, read_metadata(folder).prompts)
     ids = encoder.encode("chat", "<|answer|><|end|>")
     special = {tokenizer.token_to_id(t) for t in ("<|answer|>", "<|end|>", "<|chat|>")}
     assert [i for i in ids if i in special] == [ids[0], ids[-1]]
@@ -146,7 +146,8 @@ def test_a_failed_step_fails_its_batch_and_the_decoder_goes_on(tools, folder, ex
     whole, decoder._context = decoder._context, _Broken(None, "raise")
     (event,) = decoder.step()
     assert (event.code, decoder.active) == ("step_failed", 0)
-    (event,) = decoder.start(tools.request(2, "b"))
+    assert decoder.start(tools.request(2, "b")) == []
+    (event,) = decoder.step()
     assert event.code == "step_failed"
     decoder._context = whole
     assert tools.generate(decoder, 3, PROMPTS[1]).text == expected[1]
