@@ -92,7 +92,10 @@ def test_a_planned_restart_loses_no_request(start, tools):
 
 
 def test_a_full_queue_refuses_fast_and_stays_alive(start, tools):
-    with start(max_queue=2, slots=1) as live, ThreadPoolExecutor() as pool:
+    with (
+        start(max_queue=2, slots=1, canary_interval_seconds=30.0) as live,
+        ThreadPoolExecutor() as pool,
+    ):
         live.fault("engine_hang")
         answers = [pool.submit(live.complete) for _ in range(3)]
         tools.eventually(lambda: live.metric("llm_queue_depth", model="tiny") == 2, "it is full")
@@ -311,9 +314,10 @@ def test_clearing_the_cache_ends_its_hits(start):
             usage = live.complete("a prompt to repeat").json()["usage"]
             return usage["prompt_tokens_details"]["cached_tokens"]
 
-        assert (cached(), cached() > 0) == (0, True)
+        template = cached()  # what the prompts of a task begin with is always there
+        assert cached() > template
         live.admin.post("/admin/cache/clear")
-        assert cached() == 0
+        assert cached() == template
 
 
 def test_a_generated_token_is_private_and_stays(start, tmp_path):
