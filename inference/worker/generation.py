@@ -107,7 +107,9 @@ def load_generation(folder: Path, context: LoadContext) -> GenerationWorkload:
     engine = runtime.load(folder)
     check_decoder(engine.signature, metadata.shape, str(folder))
     try:
-        tokenizer = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
+        # Read here, not by the library: it keeps the interpreter's lock while it waits for the
+        # disk, and a version that loads beside the running one must not stop that.
+        tokenizer = Tokenizer.from_buffer((folder / TOKENIZER_FILE).read_bytes())
     except Exception as error:
         raise EngineError(f"{folder / TOKENIZER_FILE}: {error}") from error
     if tokenizer.token_to_id(metadata.end_token) is None:

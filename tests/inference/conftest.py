@@ -1,10 +1,14 @@
 """A tiny random decoder with a real attention cache, and a live service around it."""
 
 import json
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -280,7 +284,9 @@ def eventually(condition: Callable[[], Any], what: str, limit_seconds: float = 3
 
 
 @contextmanager
-def run_service(repository: Path, state_dir: Path, **settings: Any) -> Iterator[Live]:
+def run_service(
+    repository: Path, state_dir: Path, *, wait_ready: bool = True, **settings: Any
+) -> Iterator[Live]:
     """Run the real application with real workers in this process."""
     values = {
         "models": ("tiny", "tiny-small"),
@@ -305,11 +311,59 @@ def run_service(repository: Path, state_dir: Path, **settings: Any) -> Iterator[
         eventually(lambda: server.started, "the server listens")
         live = Live(app, server.servers[0].sockets[0].getsockname()[1])
         with live.client, live.admin:
-            eventually(lambda: live.client.get("/health/ready").status_code == 200, "ready")
+            if wait_ready:
+                eventually(lambda: live.client.get("/health/ready").status_code == 200, "ready")
             yield live
     finally:
         server.should_exit = True
         thread.join(20)
+
+
+@dataclass(frozen=True)
+class Served:
+    """A service in a process of its own."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+
+    def ready(self, client: httpx.Client) -> bool:
+        """Say whether it wants traffic."""
+        try:
+            return client.get("/health/ready").status_code == 200
+        except httpx.TransportError:
+            return False
+
+
+@contextmanager
+def serve(repository: Path, state_dir: Path, **settings: Any) -> Iterator[Served]:
+    """Run the service under its own server in its own process, as in production."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    values = {
+        "repository": str(repository),
+        "state_dir": str(state_dir),
+        "models": ["tiny", "tiny-small"],
+        "allow_faults": True,
+        "admin_token": TOKEN,
+        "chat_deadline_seconds": 20.0,
+        **settings,
+    }
+    program = f"""
+import json
+from inference.server import run
+from inference.settings import InferenceSettings
+run(InferenceSettings.model_validate_json({json.dumps(values)!r}), "127.0.0.1", {port})
+"""
+    process = subprocess.Popen([sys.executable, "-c", program])
+    served = Served(process, port)
+    try:
+        with process, httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30.0) as client:
+            eventually(lambda: served.ready(client), "ready")
+            yield served
+            process.terminate()
+    finally:
+        process.kill()
 
 
 @pytest.fixture(scope="module")
@@ -328,6 +382,7 @@ class Toolbox:
     eventually = staticmethod(eventually)
     write_version = staticmethod(write_version)
     run_service = staticmethod(run_service)
+    serve = staticmethod(serve)
     token = TOKEN
 
 
