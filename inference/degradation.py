@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Protocol
 
 from inference.errors import OverloadedError, UnavailableError
 from inference.requests import GenerationRequest
@@ -27,6 +28,20 @@ class Level(IntEnum):
     """Every request is refused with the reason."""
 
 
+class Admitted(Protocol):
+    """What admission looks at, whichever kind of request it is."""
+
+    @property
+    def canary(self) -> bool:
+        """Whether it is a probe, not user load."""
+        ...
+
+    @property
+    def low_priority(self) -> bool:
+        """Whether it is the first to go."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Degradation:
     """The level in force, why, and since when (seconds since the epoch)."""
@@ -35,7 +50,7 @@ class Degradation:
     reason: str = ""
     since_seconds: float = 0.0
 
-    def check(self, request: GenerationRequest) -> None:
+    def check(self, request: Admitted) -> None:
         """Refuse what the level gives up.
 
         Raises:

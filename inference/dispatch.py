@@ -22,10 +22,12 @@ from inference.errors import (
     ServiceError,
 )
 from inference.model import GoldenPrompt, ModelMetadata
+from inference.poison.sandbox import Numbered, numbered
 from inference.requests import GenerationRequest, Ticket, TicketState
 from inference.settings import InferenceSettings
+from inference.worker.frames import BatchDone
 from inference.worker.link import WorkerLink
-from inference.worker.wire import Cancel, Failed, Finished, Generate, Token
+from inference.worker.wire import Cancel, Failed, Finished, Generate, Ready, Token
 
 _log = structlog.get_logger(__name__)
 
@@ -113,7 +115,7 @@ class Dispatcher:
             self._running[ticket.number] = ticket
             self._link.send(generate(ticket))
 
-    def attach(self, link: WorkerLink) -> None:
+    def attach(self, link: WorkerLink, ready: Ready) -> None:  # noqa: ARG002 - the contract's
         """Begin to dispatch to a worker that is ready."""
         self._link = link
         self.pump()
@@ -124,7 +126,7 @@ class Dispatcher:
 
     def lose(
         self, reason: str, *, planned: bool, blamed: Collection[int], retry_after_seconds: float
-    ) -> list[Ticket]:
+    ) -> list[tuple[GenerationRequest, Numbered]]:
         """Deal with the requests of a worker that is gone; return those that may be the cause.
 
         Those on which the worker was working (``blamed``) may be what brought it down and are not
@@ -134,7 +136,7 @@ class Dispatcher:
         self._link = None
         self.pending_since = None
         lost, self._running = list(self._running.values()), {}
-        suspects = [ticket for ticket in lost if ticket.number in blamed]
+        suspects = [t for t in lost if t.number in blamed and not t.request.golden]
         for ticket in reversed(lost):
             if ticket.state is TicketState.DONE:
                 continue
@@ -149,12 +151,12 @@ class Dispatcher:
                         f"the engine failed: {reason}", retry_after_seconds=retry_after_seconds
                     )
                 )
-        return suspects
+        return [(ticket.request, numbered(generate(ticket))) for ticket in suspects]
 
-    def receive(self, message: Token | Finished | Failed) -> None:
+    def receive(self, message: Token | Finished | Failed | BatchDone) -> None:
         """Take what the worker says about a request."""
         ticket = self._running.get(message.number)
-        if ticket is None:
+        if ticket is None or isinstance(message, BatchDone):
             _log.warning("answer_without_request", model=self._model, number=message.number)
             return
         if isinstance(message, Token):

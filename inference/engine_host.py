@@ -9,14 +9,16 @@ from typing import Protocol, cast
 
 import structlog
 
-from inference.dispatch import Dispatcher, TicketListener, generate, golden_messages
-from inference.errors import ConflictError, UnavailableError
-from inference.model import ModelFormatError, ModelMetadata
+from inference.dispatch import Dispatcher, TicketListener, golden_messages
+from inference.dispatch_contract import EngineDispatcher, Suspect
+from inference.errors import ConflictError, InvalidRequestError, UnavailableError
+from inference.model import ModelFormatError, ModelKind, ModelMetadata
 from inference.poison.sandbox import Numbered, Sandbox, SandboxLimits, numbered
 from inference.rates import RETRY_AFTER_LIMIT_SECONDS, retry_after
 from inference.repository import ModelRepository
-from inference.requests import GenerationRequest
 from inference.settings import InferenceSettings
+from inference.tensor.dispatch import TensorDispatcher
+from inference.worker.frames import BatchDone
 from inference.worker.heartbeat import Heartbeat, LoadPhase, WorkerState
 from inference.worker.launch import LaunchedWorker, WorkerProcess
 from inference.worker.link import WorkerLink
@@ -43,7 +45,7 @@ from inference.worker.wire import (
 
 _log = structlog.get_logger(__name__)
 
-DownListener = Callable[[str, int, str, Sequence[tuple[GenerationRequest, Numbered]]], None]
+DownListener = Callable[[str, int, str, Sequence[tuple[Suspect, Numbered]]], None]
 """Told the model, its version, ``crash`` or ``hang``, and the requests that the worker worked on."""
 
 
@@ -96,7 +98,12 @@ class EngineHost:
         self._wake_supervisor = wake_supervisor
         self._on_down = on_down
         self._on_loaded = on_loaded
-        self.dispatcher = Dispatcher(model, settings, clock, on_finished)
+        self.kind = self._find_kind()
+        self.dispatcher: EngineDispatcher
+        if self.kind is ModelKind.TENSOR:
+            self.dispatcher = TensorDispatcher(model, settings, clock)
+        else:
+            self.dispatcher = Dispatcher(model, settings, clock, on_finished)
         self.supervisor = Supervisor(model, settings, self._launch, self, clock)
         self.ready: Ready | None = None
         """What the running worker loaded; None while none is ready."""
@@ -110,6 +117,39 @@ class EngineHost:
         self._worker: LaunchedWorker | None = None
         self._reload: asyncio.Future[Loaded] | None = None
         self._metadata: tuple[int, ModelMetadata] | None = None
+
+    def _find_kind(self) -> ModelKind:
+        """Return the kind of the version in use; one that cannot be read will not load either."""
+        try:
+            return self._repository.metadata(self.model, self._repository.active(self.model)).kind
+        except ModelFormatError as error:
+            _log.warning("model_metadata_unreadable", model=self.model, error=str(error))
+            return ModelKind.DECODER
+
+    @property
+    def generation(self) -> Dispatcher:
+        """The dispatcher of a language model.
+
+        Raises:
+            InvalidRequestError: it is another kind of model.
+        """
+        if isinstance(self.dispatcher, Dispatcher):
+            return self.dispatcher
+        raise InvalidRequestError(
+            f"{self.model} computes on tensors; ask it by /v2/models/{self.model}/infer",
+            param="model",
+        )
+
+    @property
+    def tensors(self) -> TensorDispatcher:
+        """The dispatcher of a tensor model.
+
+        Raises:
+            InvalidRequestError: it is another kind of model.
+        """
+        if isinstance(self.dispatcher, TensorDispatcher):
+            return self.dispatcher
+        raise InvalidRequestError(f"{self.model} is a language model", param="model")
 
     def bind(self, loop: asyncio.AbstractEventLoop) -> None:
         """Name the loop that everything here runs on."""
@@ -323,7 +363,7 @@ class EngineHost:
 
     def _receive(self, message: Message) -> None:
         match message:
-            case Token() | Finished() | Failed():
+            case Token() | Finished() | Failed() | BatchDone():
                 self.dispatcher.receive(message)
             case Ready():
                 fresh, self.ready = self.ready is None, message
@@ -334,7 +374,7 @@ class EngineHost:
                 self._repository.mark_good(self.model, message.version)
                 self._on_loaded(self.model, message.version, fresh=fresh)
                 if self._link is not None:
-                    self.dispatcher.attach(self._link)
+                    self.dispatcher.attach(self._link, message)
             case Loaded():
                 if self._reload is not None and not self._reload.done():
                     self._reload.set_result(message)
@@ -365,9 +405,6 @@ class EngineHost:
         )
         if suspects:
             effect = "crash" if ending is None else "hang"
-            messages = [
-                (t.request, numbered(generate(t))) for t in suspects if not t.request.golden
-            ]
-            self._on_down(self.model, version, effect, messages)
+            self._on_down(self.model, version, effect, suspects)
         if self._reload is not None and not self._reload.done():
             self._reload.set_exception(UnavailableError(f"the worker is gone: {reason}"))

@@ -18,7 +18,8 @@ import structlog
 from pydantic import SecretStr
 
 from inference.canary import Canary, Golden
-from inference.degradation import Degradation, Level, fallback_of
+from inference.degradation import Admitted, Degradation, Level, fallback_of
+from inference.dispatch_contract import Suspect
 from inference.engine_host import EngineHost, EngineState
 from inference.errors import (
     ConflictError,
@@ -31,13 +32,14 @@ from inference.errors import (
 from inference.health import HealthReport, judge
 from inference.health_history import HealthHistory, HistoryCollector, Observation
 from inference.metrics import CanaryCollector, EngineCollector, RequestMetrics
-from inference.model import GoldenPrompt
+from inference.model import GoldenPrompt, ModelKind
 from inference.poison.guard import PoisonCollector, PoisonGuard
 from inference.poison.sandbox import Numbered
 from inference.rates import TokenBucket
 from inference.repository import ModelRepository, bundled_repository
 from inference.requests import GenerationRequest, Ticket, TicketState
 from inference.settings import InferenceSettings
+from inference.tensor.front import TensorFront
 from inference.tracing import TraceCollector, tracing_of
 from inference.worker.supervisor import SupervisorThread
 from inference.worker.wire import Finished
@@ -94,6 +96,7 @@ class InferenceService:
         self.degradation = Degradation(since_seconds=wall_clock())
         self.history = HealthHistory(self._observe, clock, wall_clock)
         self.metrics.registry.register(HistoryCollector(self.history))
+        self.tensors = TensorFront(self)
         self.rate = TokenBucket(settings.requests_per_second, clock)
         self._canary_rate = TokenBucket(settings.canary_requests_per_second, clock)
         self.draining = False
@@ -192,14 +195,14 @@ class InferenceService:
         """
         host = self.host(request.model)
         try:
-            self._check_admission(request)
+            self.check_admission(request)
             model = self._choose_model(request)
             max_tokens = self.degradation.max_tokens(request, self.settings.degraded_max_tokens)
             host = self.hosts[model]
             if not request.golden:
                 self.poison.check(request, model, host.version)
             host.check_available()
-            return host.dispatcher.submit(request, max_tokens), model
+            return host.generation.submit(request, max_tokens), model
         except (OverloadedError, UnavailableError, QuarantinedError) as error:
             if not request.canary:
                 self.metrics.rejected(request.model, error.reason)
@@ -209,7 +212,7 @@ class InferenceService:
         """Give up a request whose client has left; one that is done stays done."""
         if ticket.state is TicketState.DONE:
             return
-        self.hosts[model].dispatcher.cancel(ticket)
+        self.hosts[model].generation.cancel(ticket)
         if not ticket.request.canary:
             self.metrics.cancelled(ticket.request.model)
 
@@ -226,7 +229,7 @@ class InferenceService:
                 retry_after_seconds=max(1.0, wait),
             )
 
-    def _check_admission(self, request: GenerationRequest) -> None:
+    def check_admission(self, request: Admitted) -> None:
         """Apply what holds for all models."""
         if request.canary:
             return
@@ -243,11 +246,16 @@ class InferenceService:
             )
 
     def _choose_model(self, request: GenerationRequest) -> str:
-        model = self.degradation.model_for(request, self.settings.models)
+        model = self.degradation.model_for(request, self.kin(request.model))
         if self.settings.automatic_fallback and not request.canary and not self.hosts[model].up:
-            fallback = fallback_of(model, self.settings.models)
+            fallback = fallback_of(model, self.kin(model))
             return fallback if self.hosts[fallback].up else model
         return model
+
+    def kin(self, model: str) -> tuple[str, ...]:
+        """Return the models of the same kind in order; only these can stand in for each other."""
+        kind = self.hosts[model].kind
+        return tuple(name for name, host in self.hosts.items() if host.kind is kind)
 
     def level_of(self, request: GenerationRequest, model: str) -> int:
         """Return the degradation that an answer shows: the level, or 3 if a fallback answers."""
@@ -264,7 +272,7 @@ class InferenceService:
         model: str,
         version: int,
         effect: str,
-        suspects: Sequence[tuple[GenerationRequest, Numbered]],
+        suspects: Sequence[tuple[Suspect, Numbered]],
     ) -> None:
         self.poison.went_down(model, version, effect, suspects)
 
@@ -290,7 +298,7 @@ class InferenceService:
     async def _ask(self, model: str, golden: Golden) -> str:
         """Send a golden example through the real queue; say what was wrong with the answer."""
         if not isinstance(golden, GoldenPrompt):
-            return f"{model} has golden examples of another kind of model"
+            return await self.tensors.ask(model, golden)
         self._request_numbers += 1
         request = GenerationRequest(
             request_id=f"canary-{self._request_numbers}",
@@ -313,7 +321,7 @@ class InferenceService:
     def serving_model(self) -> str:
         """The model that answers requests for the default model now."""
         if self.degradation.level >= Level.SMALL_MODEL:
-            return fallback_of(self.default_model, self.settings.models)
+            return fallback_of(self.default_model, self.kin(self.default_model))
         return self.default_model
 
     def health(self) -> HealthReport:
@@ -351,13 +359,21 @@ class InferenceService:
         for host in self.hosts.values():
             dispatcher = host.dispatcher
             if "max_queue" in changes:
-                dispatcher.queue.max_queue = changes["max_queue"] or self.settings.max_queue
+                dispatcher.queue.max_queue = changes["max_queue"] or self._max_queue(host)
             if "max_slots" in changes:
-                dispatcher.max_slots = changes["max_slots"] or self.settings.slots
+                dispatcher.max_slots = changes["max_slots"] or self._slots(host)
                 dispatcher.pump()
         if "requests_per_second" in changes:
             self.rate.set_rate(changes["requests_per_second"])
         _log.info("limits_changed", **changes)
+
+    def _slots(self, host: EngineHost) -> int:
+        tensor = host.kind is ModelKind.TENSOR
+        return self.settings.tensor_max_batch_rows if tensor else self.settings.slots
+
+    def _max_queue(self, host: EngineHost) -> int:
+        tensor = host.kind is ModelKind.TENSOR
+        return self.settings.tensor_max_queue if tensor else self.settings.max_queue
 
     async def reload(self, model: str, version: int | None) -> int:
         """Load a version beside the running one, prove it, and swap; return the version.

@@ -63,6 +63,36 @@ class InferenceSettings(BaseModel):
         "come faster share an event. 0 sends every token by itself.",
     )
 
+    # --- tensor models
+    tensor_max_batch_rows: int = Field(
+        default=32, ge=1, le=4096, description="Rows of a tensor model computed together at most."
+    )
+    tensor_max_wait_seconds: float = Field(
+        default=0.05,
+        ge=0,
+        le=10,
+        description="Longest wait of a row for others; the real wait follows the measured cost of "
+        "the engine and is mostly zero.",
+    )
+    tensor_queue_seconds: float = Field(
+        default=0.15,
+        gt=0,
+        le=600,
+        description="A tensor request that would probably wait longer than this is refused.",
+    )
+    tensor_max_queue: int = Field(
+        default=1024, ge=1, le=1_000_000, description="Tensor requests that may wait for a model."
+    )
+    tensor_deadline_seconds: float = Field(
+        default=1.0, gt=0, le=600, description="End-to-end deadline of tensor requests."
+    )
+    tensor_max_body_bytes: int = Field(
+        default=64 * MIB,
+        ge=1024,
+        le=1024 * MIB,
+        description="Largest request body for a tensor model, else 413.",
+    )
+
     # --- admission
     max_queue: int = Field(
         default=32, ge=1, le=10_000, description="Requests that may wait for a slot of a model."

@@ -1,0 +1,107 @@
+"""A tensor request on its way through queue, batch and engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from inference.errors import ServiceError
+from inference.queueing import Priority
+from inference.requests import TicketState
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from inference.tensor.datatypes import TensorInfo
+    from inference.worker.frames import Buffer
+
+Shapes = tuple[tuple[int, ...], ...]
+"""Of each input, without the batch axis. Requests of equal shapes can share a batch."""
+
+
+class BatchOutputs:
+    """What a batch computed, shared by the requests in it."""
+
+    __slots__ = ("arrays", "infos", "started_at")
+
+    def __init__(
+        self,
+        infos: tuple[TensorInfo, ...],
+        arrays: list[npt.NDArray[Any]],
+        started_at: float,
+    ) -> None:
+        self.infos = infos
+        self.arrays = arrays
+        self.started_at = started_at
+        """CLOCK_MONOTONIC seconds."""
+
+
+class TensorTicket:
+    """One request: what it asks, where it is, and whom to tell.
+
+    It is request and ticket in one object, because on the hot path each object costs more than
+    the model. ``deadline`` is CLOCK_MONOTONIC seconds; ``data`` holds the raw bytes of each input.
+    """
+
+    __slots__ = (
+        "answer", "canary", "data", "deadline", "dispatched_at", "enqueued_at", "golden", "model",
+        "number", "offset", "on_done", "priority", "repeats", "request_id", "rows", "shapes", "state",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        *,
+        request_id: str,
+        model: str,
+        rows: int,
+        shapes: Shapes,
+        data: tuple[Buffer, ...],
+        deadline: float,
+        on_done: Callable[[TensorTicket, ServiceError | None], None],
+        priority: Priority = Priority.NORMAL,
+        canary: bool = False,
+        golden: bool = False,
+    ) -> None:
+        self.request_id = request_id
+        self.model = model
+        self.rows = rows
+        self.shapes = shapes
+        self.data = data
+        self.deadline = deadline
+        self.priority = priority
+        self.canary = canary
+        self.golden = golden
+        """A golden example of the service's own canary."""
+        self.on_done = on_done
+        """Called once, from the event loop, with the error if there is no answer."""
+        self.state = TicketState.QUEUED
+        self.number = 0
+        self.enqueued_at = 0.0
+        self.dispatched_at = 0.0
+        self.repeats = 0
+        """How often it was given to another worker after one was lost."""
+        self.answer: BatchOutputs | None = None
+        self.offset = 0
+        """First row of this request in the answer."""
+
+    @property
+    def low_priority(self) -> bool:
+        """Whether it is the first to go when the service degrades."""
+        return self.priority is Priority.LOW
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """Everything that decides what the engine computes, beside model and version."""
+        return (self.rows, self.shapes, *map(bytes, self.data))
+
+    def finish(self, error: ServiceError | None) -> None:
+        """Tell whoever waits, once."""
+        if self.state is not TicketState.DONE:
+            self.state = TicketState.DONE
+            self.on_done(self, error)
+
+    def outputs(self) -> list[npt.NDArray[Any]]:
+        """Return this request's rows of each output; views, without a copy."""
+        if self.answer is None:
+            raise RuntimeError("the request has no answer")
+        return [array[self.offset : self.offset + self.rows] for array in self.answer.arrays]
