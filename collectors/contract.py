@@ -66,12 +66,24 @@ class CollectorHealth:
 
 
 class CollectorError(Exception):
-    """A source could not be read. ``retryable`` says whether the next call may succeed by itself."""
+    """A source could not be read.
 
-    def __init__(self, message: str, *, retryable: bool = True, fix: str = "") -> None:
+    ``retryable`` says whether the next call may succeed by itself. ``samples`` are what is known all
+    the same: that a GPU's driver hangs is a fact about the GPU, not only about the reading of it.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        retryable: bool = True,
+        fix: str = "",
+        samples: Sequence[Sample] = (),
+    ) -> None:
         super().__init__(message)
         self.retryable = retryable
         self.fix = fix
+        self.samples = samples
 
 
 @runtime_checkable

@@ -50,6 +50,8 @@ class _Result:
     collection: Collection | None
     error: str
     seconds: float
+    known: Sequence[Sample] = ()
+    """Samples of a call that failed."""
 
 
 class Poller:
@@ -174,7 +176,7 @@ class _Runner:
             return []
         self._record(result)
         if result.collection is None:
-            return []
+            return [sample for sample in result.known if math.isfinite(sample.value)]
         self._succeeded_at, self._succeeded_time = self._clock(), now_seconds
         samples = [sample for sample in result.collection.samples if math.isfinite(sample.value)]
         self._out_of_range = len(result.collection.samples) - len(samples)
@@ -248,14 +250,16 @@ class _Runner:
 
     def _call(self, now_seconds: float) -> _Result:
         started = self._clock()
+        known: Sequence[Sample] = ()
         try:
             collection, error = self._collector.collect(now_seconds), ""
         except CollectorError as reason:
             collection, error = None, f"{reason}; {reason.fix}" if reason.fix else str(reason)
+            known = reason.samples
         except Exception as reason:  # a fault of one collector must not end its thread
             log.exception("collector_broke", collector=self._collector.name)
             collection, error = None, f"{type(reason).__name__}: {reason}"
-        return _Result(collection, error, self._clock() - started)
+        return _Result(collection, error, self._clock() - started, known)
 
 
 def _is_out_of_range(sample: Sample) -> bool:

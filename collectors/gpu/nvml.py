@@ -5,124 +5,90 @@ from __future__ import annotations
 import ctypes
 import json
 import math
-import os
-import selectors
-import subprocess
+import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import structlog
 
 from collectors.contract import Collection, CollectorError, Sample, Support
 from collectors.entities import entity
+from collectors.gpu.killable import KILL_SECONDS, KillableChild, TooSlow
+from collectors.gpu.numbering import Device, Numbering
+from collectors.gpu.nvml_calls import NO_GPU
+from collectors.gpu.states import DriverState, GpuState, driver_state_of, fix_of
 
 log = structlog.get_logger(__name__)
 
 CHILD_COMMAND = (sys.executable, "-m", "collectors.gpu.nvml_child")
 _LIBRARY = "libnvidia-ml.so.1"
-_MAX_ANSWER_BYTES = 1024 * 1024
 # The first question also starts an interpreter and NVML, which takes seconds on a cold machine with
 # many GPUs.
 _START_SECONDS = 10.0
 _LONGEST_PAUSE_SECONDS = 30.0
+_FIRST_QUARANTINE_SECONDS = 60.0
+_LONGEST_QUARANTINE_SECONDS = 600.0
+_AVAILABLE = {
+    GpuState.OK: 1.0,
+    GpuState.RESET_REQUIRED: 0.0,
+    GpuState.LOST: 0.0,
+    GpuState.GONE: 0.0,
+    GpuState.UNREADABLE: 0.0,
+    GpuState.HUNG: 0.0,
+}
+"""``gpu_available`` by state. When the driver as a whole is silent, nothing is known about a device."""
+
+Values = Mapping[str, float]
 
 
-class KillableChild:
-    """A child process that answers lines with lines, and dies when it is too slow.
+class XidSink(Protocol):
+    """Takes XIDs that NVML reports."""
 
-    Args:
-        command: what to run; it must end when its standard input ends.
-    """
+    def device(self, name: str, pci: str, uuid: str, *, watched: bool) -> None:
+        """Learn a GPU's entity, its PCI address, and whether NVML reports its XIDs."""
 
-    def __init__(self, command: Sequence[str]) -> None:
-        self._command = list(command)
-        self._process: subprocess.Popen[bytes] | None = None
-        self._answered = False
+    def from_nvml(self, uuid: str, pci: str, code: int, now_seconds: float) -> None:
+        """Take one XID."""
 
-    @property
-    def warm(self) -> bool:
-        """Whether the child runs and has answered before."""
-        return self._answered and self._process is not None and self._process.poll() is None
 
-    def ask(self, deadline_seconds: float) -> bytes:
-        """Send one line and return the answer's line.
+@dataclass(slots=True)
+class _Trouble:
+    """The driver as a whole does not answer, since when and why."""
 
-        Raises:
-            CollectorError: when there is no answer in time; the child has been killed then, and the
-                next question starts a new one.
-        """
-        process = self._running()
-        try:
-            answer = self._exchange(process, time.monotonic() + deadline_seconds)
-        except (OSError, TimeoutError) as error:
-            self.kill()
-            reason = str(error) or type(error).__name__
-            raise CollectorError(f"the NVML process gave no answer: {reason}") from error
-        self._answered = True
-        return answer
+    state: DriverState
+    message: str
+    culprit: int = NO_GPU
 
-    def kill(self) -> None:
-        """End the child now."""
-        process, self._process = self._process, None
-        self._answered = False
-        if process is None:
-            return
-        process.kill()
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                with suppress(OSError):
-                    pipe.close()
-        # A process that is stuck inside the driver dies only when the driver lets go of it; waiting for
-        # that would hang us, too.
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=0.2)
 
-    def _running(self) -> subprocess.Popen[bytes]:
-        if self._process is None or self._process.poll() is not None:
-            self.kill()
-            try:
-                self._process = subprocess.Popen(  # noqa: S603  # our own module, no shell
-                    self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
-                )
-            except OSError as error:
-                raise CollectorError(f"cannot start {self._command[0]}: {error}") from error
-        return self._process
+@dataclass(slots=True)
+class _Quarantine:
+    """A device at which the driver hung."""
 
-    @staticmethod
-    def _exchange(process: subprocess.Popen[bytes], deadline: float) -> bytes:
-        if process.stdin is None or process.stdout is None:
-            raise OSError("the child has no pipes")
-        process.stdin.write(b"\n")
-        answer = bytearray()
-        with selectors.DefaultSelector() as selector:
-            selector.register(process.stdout, selectors.EVENT_READ)
-            while not answer.endswith(b"\n"):
-                if not selector.select(max(0.0, deadline - time.monotonic())):
-                    raise TimeoutError("too slow; the driver may hang")
-                piece = os.read(process.stdout.fileno(), 65536)
-                if not piece:
-                    raise OSError(f"it ended with status {process.poll()}")
-                answer += piece
-                if len(answer) > _MAX_ANSWER_BYTES:
-                    raise OSError("its answer has no end")
-        return bytes(answer)
+    until: float
+    seconds: float
 
 
 class NvmlCollector:
-    """Every GPU of this machine, on ``host/<host>/gpu/<index>``.
+    """Every GPU of this machine, on ``host/<host>/gpu/<number>``, MIG instances below it.
 
-    A field that a device does not support is absent. A device that is lost, or was seen before and is
-    gone, gives ``gpu_available`` 0 and nothing else. ``gpu_count`` on the host counts those that answer.
+    A field that a device does not support is absent. A device without an answer has a ``gpu_state``
+    and ``gpu_available`` 0, and nothing else. ``gpu_count`` on the host counts those that answer. When
+    the driver as a whole is silent, the error carries ``gpu_driver_state`` and the state of every
+    device that was known.
+
+    A device at which the driver hung is left out for a minute, then two, up to ten, so that one sick
+    device does not hide the others.
 
     Args:
         host: the host's name.
         deadline_seconds: the longest that one probe may take; a child that is slower is killed.
-        command: the child's command line.
+        command: the child's command line; it must take ``--progress FD``.
         library_present: whether NVML can be loaded here.
         monotonic: the clock that the probe is timed with.
+        xids: takes the XIDs that NVML reports.
     """
 
     def __init__(
@@ -133,13 +99,18 @@ class NvmlCollector:
         command: Sequence[str] = CHILD_COMMAND,
         library_present: Callable[[], bool] | None = None,
         monotonic: Callable[[], float] = time.monotonic,
+        xids: XidSink | None = None,
     ) -> None:
         self._host = host
         self._deadline_seconds = deadline_seconds
-        self._child = KillableChild(command)
+        self._child = KillableChild(command, noted=True)
         self._library_present = library_present or nvml_library_present
         self._monotonic = monotonic
-        self._known: set[int] = set()
+        self._xids = xids
+        self._numbering = Numbering()
+        self._states: dict[int, GpuState] = {}
+        self._trouble: _Trouble | None = None
+        self._quarantined: dict[int, _Quarantine] = {}
         self._pause_seconds = 0.0
         self._paused_until = -math.inf
 
@@ -150,7 +121,11 @@ class NvmlCollector:
 
     @property
     def deadline_seconds(self) -> float:
-        """The longest that one probe may take; longer for the first, which starts the child."""
+        """The longest that one call may take; longer for the first, which starts the child."""
+        return self._probe_seconds + 2 * KILL_SECONDS
+
+    @property
+    def _probe_seconds(self) -> float:
         return self._deadline_seconds if self._child.warm else _START_SECONDS
 
     def is_supported(self) -> Support:
@@ -170,65 +145,198 @@ class NvmlCollector:
         starting one every second would cost more than all other collecting together.
 
         Raises:
-            CollectorError: when NVML does not answer in time, or answers with an error.
+            CollectorError: when NVML does not answer in time, or answers with an error, or not one
+                device can be read; it carries the states as samples.
         """
         started = self._monotonic()
-        if started < self._paused_until:
+        if self._trouble is not None and started < self._paused_until:
             wait = self._paused_until - started
-            raise CollectorError(f"NVML failed before; the next try is in {wait:.0f} s")
+            raise self._failure(f"{self._trouble.message}; next try in {wait:.0f} s", now_seconds)
         try:
-            devices = self._devices(self._child.ask(self.deadline_seconds))
-        except CollectorError:
-            self._pause_seconds = min(_LONGEST_PAUSE_SECONDS, max(1.0, 2 * self._pause_seconds))
-            self._paused_until = self._monotonic() + self._pause_seconds
-            raise
-        self._pause_seconds = 0.0
-        seconds = self._monotonic() - started
-        samples = [
-            Sample(now_seconds, name, signal, value, labels)
-            for name, labels, signals in self._readings(devices, seconds)
-            for signal, value in signals.items()
-        ]
-        answering = sum(device["signals"].get("gpu_available") == 1 for device in devices)
-        samples.append(
-            Sample(now_seconds, entity("host", self._host), "gpu_count", float(answering))
-        )
+            answer = self._answer(self._child.ask(self._question(started), self._probe_seconds))
+        except CollectorError as error:
+            raise self._fail(error, now_seconds) from error
+        samples = self._samples(answer, now_seconds, self._monotonic() - started)
+        if self._states and all(state is GpuState.HUNG for state in self._states.values()):
+            self._trouble = _Trouble(DriverState.HUNG, "the driver hangs at every GPU")
+            raise self._failure(self._trouble.message, now_seconds)
+        self._pause_seconds, self._trouble = 0.0, None
         return Collection(samples=samples)
 
     def close(self) -> None:
         """End the child."""
         self._child.kill()
 
-    def _devices(self, answer: bytes) -> list[dict[str, Any]]:
+    def _question(self, now: float) -> bytes:
+        skip = [index for index, one in self._quarantined.items() if now < one.until]
+        return json.dumps({"skip": sorted(skip)}).encode()
+
+    def _answer(self, line: bytes) -> dict[str, Any]:
         try:
-            document = json.loads(answer)
-            devices = document["devices"] if "error" not in document else None
+            document = json.loads(line)
+            if "error" not in document and isinstance(document["devices"], list):
+                return dict(document)
+            message, code = str(document["error"]), document.get("code")
         except (ValueError, KeyError, TypeError) as error:
             self._child.kill()
-            raise CollectorError(f"the NVML process answered {answer[:120]!r}") from error
-        if devices is None:
-            self._child.kill()
-            raise CollectorError(
-                f"NVML: {document['error']}", fix="check `nvidia-smi`; the driver may need a reload"
-            )
-        found: list[dict[str, Any]] = devices
-        return found
+            raise CollectorError(f"the NVML process answered {line[:120]!r}") from error
+        self._child.kill()
+        state = driver_state_of(code)
+        self._trouble = _Trouble(state, f"NVML: {message}")
+        raise CollectorError(self._trouble.message, fix=fix_of(state))
 
-    def _readings(
-        self, devices: list[dict[str, Any]], seconds: float
-    ) -> Iterator[tuple[str, dict[str, str], dict[str, float]]]:
-        present = {int(device["index"]) for device in devices}
-        for device in devices:
-            name = entity("host", self._host, "gpu", str(device["index"]))
-            labels = {key: device[key] for key in ("uuid", "name") if device[key]}
-            signals = dict(device["signals"])
-            if signals.get("gpu_available") == 1:
-                signals["gpu_driver_call_seconds"] = seconds
-            yield name, labels, signals
-        for index in sorted(self._known - present):
-            log.warning("gpu_gone", host=self._host, index=index)
-            yield entity("host", self._host, "gpu", str(index)), {}, {"gpu_available": 0.0}
-        self._known |= present
+    def _fail(self, error: CollectorError, now_seconds: float) -> CollectorError:
+        """Note what went wrong, and when to try again."""
+        now = self._monotonic()
+        self._pause_seconds = min(_LONGEST_PAUSE_SECONDS, max(1.0, 2 * self._pause_seconds))
+        self._paused_until = now + self._pause_seconds
+        message = str(error)
+        if isinstance(error, TooSlow):
+            self._trouble = _Trouble(DriverState.HUNG, message, error.gpu)
+            if error.gpu != NO_GPU:
+                self._quarantine(error.gpu, now)
+        elif self._trouble is None or self._trouble.message != message:
+            self._trouble = _Trouble(DriverState.FAILED, message)
+        return self._failure(message, now_seconds)
+
+    def _quarantine(self, index: int, now: float) -> None:
+        known = self._quarantined.get(index)
+        seconds = _FIRST_QUARANTINE_SECONDS
+        if known is not None:
+            seconds = min(_LONGEST_QUARANTINE_SECONDS, 2 * known.seconds)
+        self._quarantined[index] = _Quarantine(now + seconds, seconds)
+        log.warning("gpu_hangs", host=self._host, index=index, left_out_seconds=seconds)
+
+    def _failure(self, message: str, now_seconds: float) -> CollectorError:
+        trouble = self._trouble or _Trouble(DriverState.FAILED, message)
+        samples = [self._driver_sample(now_seconds, trouble.state)]
+        for device in self._numbering.devices:
+            hung = device.index == trouble.culprit
+            state = GpuState.HUNG if hung else GpuState.UNREAD
+            samples.append(self._state_sample(now_seconds, device, state, trouble.message))
+        return CollectorError(message, fix=fix_of(trouble.state), samples=samples)
+
+    def _samples(self, answer: dict[str, Any], now_seconds: float, seconds: float) -> list[Sample]:
+        samples = [
+            self._driver_sample(now_seconds, DriverState.OK),
+            *self._versions(answer.get("driver") or {}, now_seconds),
+        ]
+        states: dict[int, GpuState] = {}
+        self._numbering.begin()
+        for reading in answer["devices"]:
+            device = self._numbering.see(
+                index=int(reading["index"]),
+                uuid=reading["uuid"],
+                name=reading["name"],
+                pci=reading.get("pci", ""),
+            )
+            state = states[device.number] = GpuState(reading.get("state", GpuState.OK))
+            samples += self._device_samples(now_seconds, device, state, reading, seconds)
+        for device in self._numbering.devices:
+            if not device.present:
+                states[device.number] = GpuState.GONE
+                samples += self._device_samples(now_seconds, device, GpuState.GONE, {}, seconds)
+        self._report_changes(states)
+        self._hand_over_xids(answer, now_seconds)
+        answering = sum(state is GpuState.OK for state in states.values())
+        samples.append(self._host_sample(now_seconds, "gpu_count", answering))
+        return samples
+
+    def _device_samples(
+        self,
+        now_seconds: float,
+        device: Device,
+        state: GpuState,
+        reading: Mapping[str, Any],
+        seconds: float,
+    ) -> Iterator[Sample]:
+        name, labels = self._entity(device), _labels(device)
+        yield self._state_sample(now_seconds, device, state, reading.get("reason", ""))
+        yield Sample(now_seconds, name, "gpu_available", _AVAILABLE[state], labels)
+        if state is not GpuState.OK:
+            return
+        self._quarantined.pop(device.index, None)
+        if self._xids is not None:
+            self._xids.device(
+                name, device.pci, device.uuid, watched=bool(reading.get("xids_watched"))
+            )
+        signals: Values = reading["signals"] | {"gpu_driver_call_seconds": seconds}
+        for signal, value in signals.items():
+            yield Sample(now_seconds, name, signal, value, labels)
+        for mig in reading.get("migs", ()):
+            place = entity("host", self._host, "gpu", str(device.number), "mig", mig["id"])
+            for signal, value in mig["signals"].items():
+                yield Sample(now_seconds, place, signal, value, {"uuid": mig["uuid"]})
+
+    def _versions(self, driver: Mapping[str, Any], now_seconds: float) -> Iterator[Sample]:
+        version = version_number(driver.get("version") or "")
+        if version is not None:
+            yield self._host_sample(
+                now_seconds,
+                "gpu_driver_version",
+                version,
+                {"version": driver["version"], "library": driver.get("library") or ""},
+            )
+        if driver.get("cuda"):
+            yield self._host_sample(now_seconds, "gpu_cuda_driver_version", driver["cuda"])
+
+    def _hand_over_xids(self, answer: dict[str, Any], now_seconds: float) -> None:
+        for event in answer.get("xids", ()) if self._xids is not None else ():
+            if self._xids is not None:
+                self._xids.from_nvml(
+                    event.get("uuid", ""), event.get("pci", ""), event["code"], now_seconds
+                )
+
+    def _report_changes(self, states: dict[int, GpuState]) -> None:
+        for number in sorted(states.keys() | self._states.keys()):
+            before, after = self._states.get(number), states.get(number)
+            if before is None and self._states and after is not None:
+                log.info("gpu_appeared", host=self._host, gpu=number, state=after.name)
+            elif after is not None and before is not None and after is not before:
+                log.warning("gpu_state", host=self._host, gpu=number, state=after.name)
+        self._states = states
+
+    def _entity(self, device: Device) -> str:
+        return entity("host", self._host, "gpu", str(device.number))
+
+    def _state_sample(
+        self, now_seconds: float, device: Device, state: GpuState, reason: str
+    ) -> Sample:
+        labels = _labels(device) | {"state": state.name.lower()}
+        if reason:
+            labels["reason"] = reason
+        return Sample(now_seconds, self._entity(device), "gpu_state", float(state), labels)
+
+    def _driver_sample(self, now_seconds: float, state: DriverState) -> Sample:
+        labels = {"state": state.name.lower()}
+        return self._host_sample(now_seconds, "gpu_driver_state", state, labels)
+
+    def _host_sample(
+        self,
+        now_seconds: float,
+        signal: str,
+        value: float,
+        labels: Mapping[str, str] | None = None,
+    ) -> Sample:
+        return Sample(now_seconds, entity("host", self._host), signal, float(value), labels or {})
+
+
+def _labels(device: Device) -> dict[str, str]:
+    named = {"uuid": device.uuid, "name": device.name, "pci": device.pci}
+    return {label: text for label, text in named.items() if text}
+
+
+def version_number(version: str) -> float | None:
+    """Return a driver's version as one number that grows with it: 580.65.06 is 580.065006.
+
+    Returns:
+        None for what is no version.
+    """
+    parts = re.fullmatch(r"(\d{1,4})(?:\.(\d{1,3}))?(?:\.(\d{1,3}))?", version)
+    if parts is None:
+        return None
+    major, minor, patch = (int(part or 0) for part in parts.groups())
+    return major + minor / 1000 + patch / 1_000_000
 
 
 def nvml_library_present() -> bool:

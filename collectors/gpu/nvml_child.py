@@ -7,35 +7,90 @@ a new process.
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, TextIO
 
-from collectors.gpu.nvml_reader import NvmlReader
+from collectors.gpu.nvml_calls import NO_GPU, Note, ProgressNote, code_of
+from collectors.gpu.nvml_reader import SLOW_SECONDS, NvmlReader
+
+# nvml.h, NVML_INIT_FLAG_NO_GPUS: a machine whose last GPU is gone has a driver that says so.
+_INIT_WITHOUT_GPUS = 1
+GPUS_OF_THE_DRIVER = Path("/proc/driver/nvidia/gpus")
+"""The kernel module lists its devices here; NVML itself lists those of the moment of its start."""
 
 
-def serve(requests: Iterable[str], answers: TextIO, load: Callable[[], Any]) -> int:
-    """Answer each request with ``{"devices": [...]}``, or with ``{"error": ...}`` and end.
+class Session:
+    """NVML from its start to its end, started anew when the driver's list of devices changes.
 
     Args:
-        requests: one line a request; what it says does not matter.
+        nvml: the module ``pynvml``.
+        note: where to write which call is under way.
+        devices_folder: where the kernel module lists its devices.
+        slow_seconds: how long slow fields are kept.
+    """
+
+    def __init__(
+        self,
+        nvml: Any,
+        note: Note | None = None,
+        *,
+        devices_folder: Path = GPUS_OF_THE_DRIVER,
+        slow_seconds: float = SLOW_SECONDS,
+    ) -> None:
+        self._nvml = nvml
+        self._note = note
+        self._folder = devices_folder
+        self._slow_seconds = slow_seconds
+        self._devices: frozenset[str] = frozenset()
+        self._reader = self._start()
+
+    def read(self, skip: Iterable[int]) -> dict[str, Any]:
+        """Read every device that is there now, but for those to skip."""
+        if self._listed() != self._devices:
+            self._say("nvmlShutdown")
+            self._nvml.nvmlShutdown()
+            self._reader = self._start()
+        return self._reader.read(frozenset(skip))
+
+    def _start(self) -> NvmlReader:
+        self._devices = self._listed()
+        self._say("nvmlInitWithFlags")
+        self._nvml.nvmlInitWithFlags(_INIT_WITHOUT_GPUS)
+        return NvmlReader(self._nvml, self._note, slow_seconds=self._slow_seconds)
+
+    def _listed(self) -> frozenset[str]:
+        try:
+            return frozenset(path.name for path in self._folder.iterdir())
+        except OSError:  # not there in some containers: then devices are those of the start
+            return frozenset()
+
+    def _say(self, function: str) -> None:
+        if self._note is not None:
+            self._note.write(NO_GPU, function)
+
+
+def serve(requests: Iterable[str], answers: TextIO, start: Callable[[], Session]) -> int:
+    """Answer each request with a reading, or with ``{"error": ..., "code": ...}`` and end.
+
+    Args:
+        requests: lines of JSON: ``{"skip": [indices of devices not to touch]}``.
         answers: where the lines of JSON go.
-        load: imports ``pynvml`` or something of its shape.
+        start: loads and initialises NVML.
 
     Returns:
         The exit status: 0 when the requests ended, 1 after an error.
     """
-    reader: NvmlReader | None = None
-    for _ in requests:
+    session: Session | None = None
+    for request in requests:
         try:
-            if reader is None:
-                nvml = load()
-                nvml.nvmlInit()
-                reader = NvmlReader(nvml)
-            answer: dict[str, Any] = {"devices": reader.read()}
+            session = session or start()
+            answer = session.read(json.loads(request)["skip"])
         except Exception as error:  # noqa: BLE001  # the parent logs whatever went wrong here
-            answer = {"error": f"{type(error).__name__}: {error}"}
+            answer = {"error": f"{type(error).__name__}: {error}", "code": code_of(error)}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
         if "error" in answer:
@@ -43,11 +98,24 @@ def serve(requests: Iterable[str], answers: TextIO, load: Callable[[], Any]) -> 
     return 0
 
 
-def _pynvml() -> Any:
-    import pynvml  # noqa: PLC0415  # loading it belongs to what may fail and is reported
+def main(arguments: Sequence[str]) -> int:
+    """Serve standard input until it ends."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--progress", type=int, help="file descriptor of the progress note")
+    parser.add_argument("--slow-seconds", type=float, default=SLOW_SECONDS)
+    parser.add_argument("--devices-folder", type=Path, default=GPUS_OF_THE_DRIVER)
+    options = parser.parse_args(arguments)
+    note = None if options.progress is None else ProgressNote(options.progress)
 
-    return pynvml
+    def start() -> Session:
+        import pynvml  # noqa: PLC0415  # loading it belongs to what may fail and is reported
+
+        return Session(
+            pynvml, note, devices_folder=options.devices_folder, slow_seconds=options.slow_seconds
+        )
+
+    return serve(sys.stdin, sys.stdout, start)
 
 
 if __name__ == "__main__":
-    sys.exit(serve(sys.stdin, sys.stdout, _pynvml))
+    sys.exit(main(sys.argv[1:]))

@@ -1,205 +1,178 @@
-"""Reads every GPU through NVML. Runs in the child process of :mod:`collectors.gpu.nvml`.
-
-``nvml`` is the module ``pynvml`` or anything of its shape; this is the one place that calls it.
-"""
+"""Reads every GPU through NVML. Runs in the child process of :mod:`collectors.gpu.nvml`."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
-from collectors.gpu.throttle import throttle_signals
+from collectors.gpu import nvml_signals
+from collectors.gpu.nvml_calls import NO_GPU, Note, NvmlCalls, code_of, text_of
+from collectors.gpu.nvml_events import NvmlXids
+from collectors.gpu.processes import ProcessWatch
+from collectors.gpu.states import GpuState, NvmlError, gpu_state_of
 
-Values = Iterator[tuple[str, float]]
-
-XID_HOLD_SECONDS = 30.0
-"""NVML reports an XID once, as an event; it is shown for this long so that no tick misses it."""
+SLOW_SECONDS = 10.0
+"""What changes only when somebody changes it is read again after this time."""
 
 
 class NvmlReader:
     """Reads the devices of one initialised NVML.
 
     Args:
-        nvml: the module; ``nvmlInit`` has been called on it.
-        monotonic: the clock that XIDs are held with.
+        nvml: the module ``pynvml``; ``nvmlInit`` has been called on it.
+        note: where to write which call is under way.
+        monotonic: the clock that tells when slow fields are due.
+        slow_seconds: how long slow fields are kept.
     """
 
-    def __init__(self, nvml: Any, *, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        nvml: Any,
+        note: Note | None = None,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+        slow_seconds: float = SLOW_SECONDS,
+    ) -> None:
         self._nvml = nvml
+        self._calls = NvmlCalls(nvml, note)
         self._monotonic = monotonic
-        self._events: Any = None
-        self._watched: set[int] = set()
-        self._xids: dict[int, tuple[int, float]] = {}
+        self._slow_seconds = slow_seconds
+        self._slow: dict[str, tuple[float, dict[str, float]]] = {}
+        self._versions: tuple[float, dict[str, Any]] | None = None
+        self._xids = NvmlXids(self._calls)
+        self._processes = ProcessWatch()
 
-    def read(self) -> list[dict[str, Any]]:
+    def read(self, skip: Collection[int] = ()) -> dict[str, Any]:
         """Read every device.
 
+        Args:
+            skip: NVML indices of devices that must not be touched, because a call hung at them.
+
         Returns:
-            One entry a device: ``index``, ``uuid``, ``name`` and ``signals`` (canonical name to value).
-            A field that the device does not support is absent. A lost device has only
-            ``gpu_available`` 0.
+            ``driver`` (versions), ``xids`` (events since the last reading, with ``xids_lost``) and
+            ``devices``. A device has ``index``, ``uuid``, ``name``, ``pci``, ``state`` (a
+            :class:`~collectors.gpu.states.GpuState`), ``reason``, ``signals`` and ``migs``; without
+            the state ``OK`` it has no signals.
 
         Raises:
             nvml.NVMLError: when NVML as a whole does not answer.
         """
-        devices = [self._device(index) for index in range(int(self._nvml.nvmlDeviceGetCount()))]
-        self._drain_xids()
-        for device in devices:
-            device["signals"]["gpu_xid"] = float(self._xid_of(device["index"]))
-        return devices
+        self._calls.begin(NO_GPU)
+        count = int(self._calls.must("nvmlDeviceGetCount"))
+        devices = [
+            _unread(index, GpuState.HUNG, "a call about it did not return")
+            if index in skip
+            else self._device(index)
+            for index in range(count)
+        ]
+        self._calls.begin(NO_GPU)
+        driver = self._driver()
+        return {"driver": driver, "devices": devices} | self._xids.drain()
 
     def _device(self, index: int) -> dict[str, Any]:
-        nvml = self._nvml
-        entry: dict[str, Any] = {"index": index, "uuid": "", "name": ""}
+        calls = self._calls
+        calls.begin(index)
+        entry = _unread(index, GpuState.OK, "")
         try:
-            handle = nvml.nvmlDeviceGetHandleByIndex(index)
-            entry["uuid"] = _text(nvml.nvmlDeviceGetUUID(handle))
-            entry["name"] = _text(nvml.nvmlDeviceGetName(handle))
-            signals = dict(self._signals(handle))
-            self._watch_xids(index, handle)
-        except nvml.NVMLError as error:
-            if not self._is_lost(error):
-                raise
-            signals = {"gpu_available": 0.0}
-        else:
-            signals["gpu_available"] = 1.0
-        return entry | {"signals": signals}
+            handle = calls.must("nvmlDeviceGetHandleByIndex", index)
+            entry |= self._identity(handle)
+            signals = {
+                signal: value for part in nvml_signals.FAST for signal, value in part(calls, handle)
+            }
+            signals |= self._slow_signals(entry["uuid"], handle)
+            migs, found = self._processes_and_migs(handle, entry["uuid"])
+            signals |= found
+            watched = self._xids.watch(index, handle, entry)
+        except calls.errors as error:
+            return entry | _unread(
+                index, gpu_state_of(code_of(error)), str(error), **_identity_of(entry)
+            )
+        if not signals and calls.failed:
+            reason = f"{len(calls.failed)} calls failed, the last with code {calls.last_error}"
+            return _unread(index, GpuState.UNREADABLE, reason, **_identity_of(entry))
+        signals["gpu_driver_call_errors"] = float(len(calls.failed))
+        return entry | {"signals": signals, "migs": migs, "xids_watched": watched}
 
-    def _is_lost(self, error: Exception) -> bool:
-        return getattr(error, "value", None) in {
-            self._nvml.NVML_ERROR_GPU_IS_LOST,
-            self._nvml.NVML_ERROR_RESET_REQUIRED,
+    def _identity(self, handle: Any) -> dict[str, str]:
+        calls = self._calls
+        pci = calls.ask("nvmlDeviceGetPciInfo", handle)
+        return {
+            "uuid": text_of(calls.must("nvmlDeviceGetUUID", handle)),
+            "name": text_of(calls.ask("nvmlDeviceGetName", handle)),
+            "pci": "" if pci is None else f"{pci.domain:04x}:{pci.bus:02x}:{pci.device:02x}",
         }
 
-    def _signals(self, handle: Any) -> Values:
-        for part in (
-            self._activity,
-            self._heat,
-            self._power,
-            self._clocks,
-            self._errors,
-            self._pcie,
-        ):
-            yield from part(handle)
+    def _slow_signals(self, uuid: str, handle: Any) -> dict[str, float]:
+        now = self._monotonic()
+        read_at, values = self._slow.get(uuid, (float("-inf"), {}))
+        if now - read_at >= self._slow_seconds:
+            values = dict(nvml_signals.standing(self._calls, handle))
+            self._slow[uuid] = (now, values)
+        return values
 
-    def _optional(self, function: str, *arguments: Any) -> Any:
-        """Call an NVML function; None when device, driver or binding does not have it."""
-        nvml = self._nvml
-        call = getattr(nvml, function, None)
-        if call is None:
-            return None
-        try:
-            return call(*arguments)
-        except nvml.NVMLError as error:
-            if self._is_lost(error):
-                raise
-            return None
+    def _processes_and_migs(
+        self, handle: Any, uuid: str
+    ) -> tuple[list[dict[str, Any]], dict[str, float]]:
+        calls = self._calls
+        mode = calls.ask("nvmlDeviceGetMigMode", handle)
+        signals: dict[str, float] = {} if mode is None else {"gpu_mig_enabled": float(mode[0])}
+        if mode is None or not mode[0]:
+            signals |= self._processes.signals(calls, handle, uuid)
+            return [], signals
+        # The processes of a device in MIG mode are those of its instances.
+        migs = list(self._migs(handle))
+        signals["gpu_mig_instances"] = float(len(migs))
+        return migs, signals
 
-    def _activity(self, handle: Any) -> Values:
-        rates = self._optional("nvmlDeviceGetUtilizationRates", handle)
-        if rates is not None:
-            yield "gpu_utilization_percent", float(rates.gpu)
-        memory = self._optional("nvmlDeviceGetMemoryInfo", handle)
-        if memory is not None and memory.total > 0:
-            yield "gpu_memory_used_bytes", float(memory.used)
-            yield "gpu_memory_total_bytes", float(memory.total)
-            yield "gpu_memory_used_ratio", memory.used / memory.total
+    def _migs(self, handle: Any) -> Iterator[dict[str, Any]]:
+        calls = self._calls
+        for place in range(int(calls.ask("nvmlDeviceGetMaxMigDeviceCount", handle) or 0)):
+            try:
+                mig = calls.must("nvmlDeviceGetMigDeviceHandleByIndex", handle, place)
+                uuid = text_of(calls.must("nvmlDeviceGetUUID", mig))
+                instance = calls.must("nvmlDeviceGetGpuInstanceId", mig)
+                compute = calls.must("nvmlDeviceGetComputeInstanceId", mig)
+            except calls.errors as error:
+                # Places are sparse, and an instance may be destroyed while it is read.
+                if code_of(error) in {NvmlError.GPU_IS_LOST, NvmlError.RESET_REQUIRED}:
+                    raise
+                continue
+            signals = dict(nvml_signals.memory(calls, mig))
+            attributes = calls.ask("nvmlDeviceGetAttributes", mig)
+            if attributes is not None:
+                signals["gpu_mig_multiprocessors"] = float(attributes.multiprocessorCount)
+            signals |= self._processes.signals(calls, mig, uuid)
+            yield {"id": f"{instance}.{compute}", "uuid": uuid, "signals": signals}
 
-    def _heat(self, handle: Any) -> Values:
-        nvml = self._nvml
-        temperature = self._optional("nvmlDeviceGetTemperature", handle, nvml.NVML_TEMPERATURE_GPU)
-        if temperature is not None:
-            yield "gpu_temperature_celsius", float(temperature)
-        # The driver's own margin knows the limits of the card; a fixed slowdown threshold is what older
-        # drivers offer.
-        margin = self._optional("nvmlDeviceGetMarginTemperature", handle)
-        if margin is None and temperature is not None:
-            slowdown = self._optional(
-                "nvmlDeviceGetTemperatureThreshold",
-                handle,
-                nvml.NVML_TEMPERATURE_THRESHOLD_SLOWDOWN,
-            )
-            margin = slowdown - temperature if slowdown else None
-        if margin is not None:
-            yield "gpu_temperature_margin_celsius", float(margin)
-        fan = self._optional("nvmlDeviceGetFanSpeed", handle)
-        if fan is not None:
-            yield "gpu_fan_speed_percent", float(fan)
-
-    def _power(self, handle: Any) -> Values:
-        for signal, function in (
-            ("gpu_power_usage_watts", "nvmlDeviceGetPowerUsage"),
-            ("gpu_power_limit_watts", "nvmlDeviceGetEnforcedPowerLimit"),
-        ):
-            milliwatts = self._optional(function, handle)
-            if milliwatts is not None:
-                yield signal, milliwatts / 1000
-
-    def _clocks(self, handle: Any) -> Values:
-        kind = self._nvml.NVML_CLOCK_SM
-        for signal, function in (
-            ("gpu_sm_clock_mhz", "nvmlDeviceGetClockInfo"),
-            ("gpu_sm_clock_max_mhz", "nvmlDeviceGetMaxClockInfo"),
-        ):
-            megahertz = self._optional(function, handle, kind)
-            if megahertz is not None:
-                yield signal, float(megahertz)
-        reasons = self._optional("nvmlDeviceGetCurrentClocksEventReasons", handle)
-        if reasons is None:  # the name before driver R535
-            reasons = self._optional("nvmlDeviceGetCurrentClocksThrottleReasons", handle)
-        if reasons is not None:
-            yield from throttle_signals(int(reasons))
-
-    def _errors(self, handle: Any) -> Values:
-        nvml = self._nvml
-        for signal, kind in (
-            ("gpu_ecc_uncorrectable_total", nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED),
-            ("gpu_ecc_correctable_total", nvml.NVML_MEMORY_ERROR_TYPE_CORRECTED),
-        ):
-            count = self._optional(
-                "nvmlDeviceGetTotalEccErrors", handle, kind, nvml.NVML_VOLATILE_ECC
-            )
-            if count is not None:
-                yield signal, float(count)
-        remapped = self._optional("nvmlDeviceGetRemappedRows", handle)
-        if remapped is not None:
-            yield "gpu_row_remap_pending", float(bool(remapped[2]))
-
-    def _pcie(self, handle: Any) -> Values:
-        # Throughput is left out: NVML measures it by sleeping 20 ms in each direction for each device.
-        width = self._optional("nvmlDeviceGetCurrPcieLinkWidth", handle)
-        if width is not None:
-            yield "gpu_pcie_link_width", float(width)
-        replays = self._optional("nvmlDeviceGetPcieReplayCounter", handle)
-        if replays is not None:
-            yield "gpu_pcie_replay_total", float(replays)
-
-    def _watch_xids(self, index: int, handle: Any) -> None:
-        if index in self._watched:
-            return
-        if self._events is None:
-            self._events = self._optional("nvmlEventSetCreate")
-        if self._events is not None:
-            kind = self._nvml.nvmlEventTypeXidCriticalError
-            self._optional("nvmlDeviceRegisterEvents", handle, kind, self._events)
-        self._watched.add(index)
-
-    def _drain_xids(self) -> None:
-        nvml = self._nvml
-        try:
-            while self._events is not None:
-                event = nvml.nvmlEventSetWait_v2(self._events, 0)
-                index = int(nvml.nvmlDeviceGetIndex(event.device))
-                self._xids[index] = (int(event.eventData), self._monotonic())
-        except nvml.NVMLError:
-            # The usual end is NVML's time-out, which says that no event is left.
-            return
-
-    def _xid_of(self, index: int) -> int:
-        code, reported = self._xids.get(index, (0, 0.0))
-        return code if self._monotonic() - reported < XID_HOLD_SECONDS else 0
+    def _driver(self) -> dict[str, Any]:
+        now = self._monotonic()
+        if self._versions is None or now - self._versions[0] >= self._slow_seconds:
+            calls = self._calls
+            found = {
+                "version": text_of(calls.ask("nvmlSystemGetDriverVersion")),
+                "library": text_of(calls.ask("nvmlSystemGetNVMLVersion")),
+                "cuda": calls.ask("nvmlSystemGetCudaDriverVersion"),
+            }
+            self._versions = (now, found)
+        return self._versions[1]
 
 
-def _text(value: str | bytes) -> str:
-    return value.decode("utf-8", errors="replace") if isinstance(value, bytes) else value
+def _unread(
+    index: int, state: GpuState, reason: str, *, uuid: str = "", name: str = "", pci: str = ""
+) -> dict[str, Any]:
+    return {
+        "index": index,
+        "uuid": uuid,
+        "name": name,
+        "pci": pci,
+        "state": int(state),
+        "reason": reason,
+        "signals": {},
+        "migs": [],
+        "xids_watched": False,
+    }
+
+
+def _identity_of(entry: dict[str, Any]) -> dict[str, str]:
+    return {key: entry[key] for key in ("uuid", "name", "pci")}

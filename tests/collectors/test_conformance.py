@@ -21,7 +21,11 @@ from collectors.service import ServiceCollector
 from collectors.signals import catalogue
 
 NVML = json.dumps(
-    {"devices": [{"index": 0, "uuid": "u", "name": "n", "signals": {"gpu_available": 1}}]}
+    {
+        "devices": [
+            {"index": 0, "uuid": "u", "name": "n", "signals": {"gpu_temperature_celsius": 40}}
+        ]
+    }
 )
 ECHO = (sys.executable, "-c", f"import sys\nfor line in sys.stdin: print({NVML!r}, flush=True)")
 METRICS = "llm_queue_depth 1\nengine_up 1\n"

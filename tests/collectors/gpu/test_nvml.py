@@ -1,218 +1,580 @@
+"""The NVML collector against the real nvidia-ml-py and a fake driver's library, in its real child."""
+
 from __future__ import annotations
 
-import io
 import json
+import math
+import os
+import signal
 import sys
-from collections.abc import Iterator
-from types import SimpleNamespace
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from collectors.contract import Collector, CollectorError
-from collectors.gpu.nvml import NvmlCollector, nvml_library_present
-from collectors.gpu.nvml_child import serve
-from collectors.gpu.nvml_reader import XID_HOLD_SECONDS, NvmlReader
+from collectors.contract import Collector, CollectorError, Sample
+from collectors.gpu.nvml import NvmlCollector, nvml_library_present, version_number
+from collectors.gpu.states import DriverState, GpuState
+from collectors.poller import Poller
 from collectors.signals import catalogue
+from tests.collectors.gpu.fake_nvml import (
+    LOST,
+    NOT_SUPPORTED,
+    UNKNOWN,
+    FakeNvml,
+    compile_library,
+)
+
+Make = Callable[..., NvmlCollector]
+Known = dict[str, float]
+GIB = 1024.0**3
+
+
+def _of(samples: Sequence[Sample], entity: str) -> Known:
+    found = {sample.signal: sample.value for sample in samples if sample.entity == entity}
+    found.pop("gpu_driver_call_seconds", None)
+    return found
+
+
+def _gpu(samples: Sequence[Sample], number: int = 0) -> Known:
+    return _of(samples, f"host/box/gpu/{number}")
+
+
+def _broken(collector: NvmlCollector, now: float = 1000.0) -> CollectorError:
+    with pytest.raises(CollectorError) as caught:
+        collector.collect(now)
+    return caught.value
+
+
+HEALTHY: Known = {
+    "gpu_available": 1.0,
+    "gpu_state": 0.0,
+    "gpu_driver_call_errors": 0.0,
+    "gpu_utilization_percent": 73.0,
+    "gpu_memory_used_bytes": 20 * GIB,
+    "gpu_memory_total_bytes": 80 * GIB,
+    "gpu_memory_reserved_bytes": 1 * GIB,
+    "gpu_memory_used_ratio": 20 / 79,
+    "gpu_temperature_celsius": 61.0,
+    "gpu_temperature_margin_celsius": 24.0,
+    "gpu_temperature_slowdown_celsius": 90.0,
+    "gpu_temperature_shutdown_celsius": 95.0,
+    "gpu_memory_temperature_celsius": 55.0,
+    "gpu_power_usage_watts": 471.5,
+    "gpu_power_limit_watts": 700.0,
+    "gpu_power_limit_default_watts": 700.0,
+    "gpu_power_limit_minimum_watts": 200.0,
+    "gpu_power_limit_maximum_watts": 700.0,
+    "gpu_energy_joules_total": 7000.5,
+    "gpu_sm_clock_mhz": 1755.0,
+    "gpu_sm_clock_max_mhz": 1980.0,
+    "gpu_memory_clock_mhz": 2619.0,
+    "gpu_performance_state": 0.0,
+    "gpu_throttle_reason": 4.0,
+    "gpu_throttle_thermal": 0.0,
+    "gpu_throttle_power": 1.0,
+    "gpu_throttle_power_brake": 0.0,
+    "gpu_throttle_power_seconds_total": 5.0,
+    "gpu_throttle_thermal_seconds_total": 2.0,
+    "gpu_ecc_enabled": 1.0,
+    "gpu_ecc_uncorrectable_total": 0.0,
+    "gpu_ecc_correctable_total": 5.0,
+    "gpu_ecc_uncorrectable_lifetime_total": 2.0,
+    "gpu_ecc_correctable_lifetime_total": 50.0,
+    "gpu_retired_pages_total": 0.0,
+    "gpu_retired_pages_pending": 0.0,
+    "gpu_row_remap_correctable_total": 0.0,
+    "gpu_row_remap_uncorrectable_total": 0.0,
+    "gpu_row_remap_pending": 0.0,
+    "gpu_row_remap_failed": 0.0,
+    "gpu_row_remap_banks_exhausted": 0.0,
+    "gpu_pcie_link_width": 16.0,
+    "gpu_pcie_link_width_max": 16.0,
+    "gpu_pcie_link_generation": 5.0,
+    "gpu_pcie_link_generation_max": 5.0,
+    "gpu_pcie_replay_total": 4.0,
+    "gpu_nvlink_links": 4.0,
+    "gpu_nvlink_links_active": 4.0,
+    "gpu_persistence_mode": 1.0,
+    "gpu_recovery_action": 0.0,
+    "gpu_mig_enabled": 0.0,
+    "gpu_processes": 0.0,
+    "gpu_process_memory_bytes": 0.0,
+}
+
+
+def test_a_healthy_device_in_the_units_of_the_catalogue(
+    fake: FakeNvml, make_collector: Make
+) -> None:
+    collector = make_collector()
+    assert isinstance(collector, Collector)
+    samples = collector.collect(1000.0).samples
+    found = _gpu(samples)
+    found.pop("gpu_processes_vanished", None)  # only where process ids are those of the kernel
+    assert found == HEALTHY
+    assert {sample.signal for sample in samples} <= set(catalogue())
+    for sample in samples:
+        low, high = catalogue()[sample.signal].low, catalogue()[sample.signal].high
+        assert low is None or sample.value >= low, sample
+        assert high is None or sample.value <= high, sample
+    labels = next(s.labels for s in samples if s.entity == "host/box/gpu/1")
+    assert labels["uuid"] == "GPU-1"
+    assert labels["name"] == "NVIDIA H100 80GB HBM3"
+    assert labels["pci"] == "0000:19:00"
+    assert _of(samples, "host/box") == {
+        "gpu_count": 2.0,
+        "gpu_driver_state": 0.0,
+        "gpu_driver_version": 580.065006,
+        "gpu_cuda_driver_version": 13000.0,
+    }
+
+
+def test_what_changes_while_it_runs(fake: FakeNvml, make_collector: Make) -> None:
+    collector = make_collector()
+    collector.collect(1000.0)
+    gpu = fake.gpu()
+    gpu.ecc[1][0], gpu.remap[1], gpu.remap[2], gpu.remap[3] = 3, 1, 1, 1
+    gpu.reasons, gpu.enforced_limit_mw, gpu.replays = 0x40 | 0x80, 350_000, 900
+    gpu.retired[0], gpu.retired[1], gpu.retired_pending = 3, 2, 1
+    gpu.link_width, gpu.link_generation, gpu.links[2].active = 8, 1, 0
+    gpu.remap_histogram[4], gpu.fan_percent, gpu.margin = 1, 45, -2
+    gpu.field(230, 1)
+    for number, value in ((38, 1), (45, 2), (52, 3), (59, 4)):
+        gpu.field(number, value, kind=3)
+    found = _gpu(collector.collect(1001.0).samples)
+    changed = {name: value for name, value in found.items() if HEALTHY.get(name) != value}
+    changed.pop("gpu_processes_vanished", None)
+    assert changed == {
+        "gpu_ecc_uncorrectable_total": 3.0,
+        "gpu_row_remap_uncorrectable_total": 1.0,
+        "gpu_row_remap_pending": 1.0,
+        "gpu_row_remap_failed": 1.0,
+        "gpu_row_remap_banks_exhausted": 1.0,
+        "gpu_retired_pages_total": 5.0,
+        "gpu_retired_pages_pending": 1.0,
+        "gpu_throttle_reason": 192.0,
+        "gpu_throttle_thermal": 1.0,
+        "gpu_throttle_power": 0.0,
+        "gpu_throttle_power_brake": 1.0,
+        "gpu_power_limit_watts": 350.0,
+        "gpu_pcie_replay_total": 900.0,
+        "gpu_pcie_link_width": 8.0,
+        "gpu_pcie_link_generation": 1.0,
+        "gpu_nvlink_links_active": 3.0,
+        "gpu_nvlink_errors_total": 10.0,
+        "gpu_fan_speed_percent": 45.0,
+        "gpu_temperature_margin_celsius": -2.0,
+        "gpu_recovery_action": 1.0,
+        "gpu_processes_ended": 0.0,
+    }
+
+
+def test_what_a_device_does_not_support_is_absent_and_not_zero(
+    fake: FakeNvml, make_collector: Make
+) -> None:
+    gpu = fake.gpu()
+    gpu.ecc_current = gpu.nvlinks = gpu.field_count = gpu.slowdown = 0
+    gpu.performance_state = 32
+    for function in (
+        "nvmlDeviceGetMarginTemperature",
+        "nvmlDeviceGetPowerUsage",
+        "nvmlDeviceGetRemappedRows",
+        "nvmlDeviceGetRetiredPages",
+        "nvmlDeviceGetMigMode",
+        "nvmlDeviceGetComputeRunningProcesses_v3",
+        "nvmlDeviceGetComputeRunningProcesses_v2",
+    ):
+        fake.fail(NOT_SUPPORTED, function, gpu=0)
+    found = _gpu(make_collector().collect(1000.0).samples)
+    assert found["gpu_driver_call_errors"] == 0
+    missing = set(HEALTHY) - set(found)
+    assert missing == {
+        "gpu_temperature_margin_celsius",
+        "gpu_temperature_slowdown_celsius",
+        "gpu_memory_temperature_celsius",
+        "gpu_power_usage_watts",
+        "gpu_performance_state",
+        "gpu_ecc_uncorrectable_total",
+        "gpu_ecc_correctable_total",
+        "gpu_ecc_uncorrectable_lifetime_total",
+        "gpu_ecc_correctable_lifetime_total",
+        "gpu_retired_pages_total",
+        "gpu_row_remap_correctable_total",
+        "gpu_row_remap_uncorrectable_total",
+        "gpu_row_remap_pending",
+        "gpu_row_remap_failed",
+        "gpu_nvlink_links",
+        "gpu_nvlink_links_active",
+        "gpu_recovery_action",
+        "gpu_mig_enabled",
+        "gpu_processes",
+        "gpu_process_memory_bytes",
+    }
+
+
+def test_blank_values_are_absent(fake: FakeNvml, make_collector: Make) -> None:
+    gpu = fake.gpu()
+    gpu.power_mw = gpu.clocks[1] = gpu.utilization_percent = 2**32 - 1
+    gpu.field(230, 2**32 - 1)
+    gpu.field(82, 0)  # how a board without the sensor says so
+    found = _gpu(make_collector().collect(1000.0).samples)
+    assert set(HEALTHY) - set(found) == {
+        "gpu_power_usage_watts",
+        "gpu_sm_clock_mhz",
+        "gpu_utilization_percent",
+        "gpu_recovery_action",
+        "gpu_memory_temperature_celsius",
+    }
+
+
+def test_an_old_driver_lacks_functions(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, fake: FakeNvml, make_collector: Make,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    library = compile_library(tmp_path_factory.mktemp("old"), "OLD_DRIVER")
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(library.parent))
+    fake.gpu().processes_are((os.getpid(), 1 << 30))
+    found = _gpu(make_collector().collect(1000.0).samples)
+    assert found["gpu_temperature_margin_celsius"] == 90 - 61
+    assert found["gpu_throttle_reason"] == 4
+    # Without the second version of the call, what the driver keeps for itself counts as used.
+    assert found["gpu_memory_used_bytes"] == 21 * GIB
+    assert "gpu_memory_reserved_bytes" not in found
+    assert found["gpu_processes"] == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "state"),
+    [(15, GpuState.LOST), (16, GpuState.RESET_REQUIRED), (999, GpuState.UNREADABLE)],
+)
+@pytest.mark.parametrize(
+    "function", ["nvmlDeviceGetHandleByIndex_v2", "nvmlDeviceGetUUID", ""], ids=str
+)
+def test_a_device_that_does_not_answer_has_its_state_and_nothing_else(
+    fake: FakeNvml, make_collector: Make, error: int, state: GpuState, function: str
+) -> None:
+    collector = make_collector()
+    collector.collect(1000.0)
+    fake.fail(error, function, gpu=1)
+    samples = collector.collect(1001.0).samples
+    assert _gpu(samples, 1) == {"gpu_state": float(state), "gpu_available": 0.0}
+    said = next(s for s in samples if s.signal == "gpu_state" and s.entity.endswith("/1"))
+    assert said.labels["state"] == state.name.lower()
+    assert said.labels["uuid"] == "GPU-1"
+    assert said.labels["reason"]
+    assert _gpu(samples, 0)["gpu_state"] == 0
+    assert _of(samples, "host/box")["gpu_count"] == 1
+    fake.heal()
+    assert _gpu(collector.collect(1002.0).samples, 1)["gpu_state"] == 0
+
+
+def test_a_device_of_which_every_reading_fails_is_not_healthy(
+    fake: FakeNvml, make_collector: Make
+) -> None:
+    collector = make_collector()
+    collector.collect(1000.0)
+    for function in ("nvmlDeviceGetPowerUsage", "nvmlDeviceGetTemperature"):
+        fake.fail(UNKNOWN, function, gpu=0)
+    found = _gpu(collector.collect(1001.0).samples)
+    assert found["gpu_state"] == 0
+    assert found["gpu_driver_call_errors"] == 2
+
+
+def test_a_device_that_is_gone_keeps_its_number_and_others_keep_theirs(
+    fake: FakeNvml, make_collector: Make, tmp_path: Path
+) -> None:
+    fake.state.latch = 1  # as NVML does: devices are those of its start
+    for name in ("0000:18:00.0", "0000:19:00.0"):
+        (tmp_path / "gpus" / name).touch()
+    collector = make_collector()
+    collector.collect(1000.0)
+    fake.gpu(0).present = 0
+    assert _gpu(collector.collect(1001.0).samples, 0)["gpu_state"] == GpuState.LOST
+    (tmp_path / "gpus" / "0000:18:00.0").unlink()
+    samples = collector.collect(1002.0).samples
+    assert fake.state.inits == 2
+    assert _gpu(samples, 0) == {"gpu_state": float(GpuState.GONE), "gpu_available": 0.0}
+    labels = {s.entity: s.labels["uuid"] for s in samples if "uuid" in s.labels}
+    assert labels == {"host/box/gpu/0": "GPU-0", "host/box/gpu/1": "GPU-1"}
+    assert _gpu(samples, 1)["gpu_state"] == 0
+    assert _of(samples, "host/box")["gpu_count"] == 1
+
+
+def test_a_device_that_is_plugged_in_appears(
+    fake: FakeNvml, make_collector: Make, tmp_path: Path
+) -> None:
+    fake.state.latch = 1
+    collector = make_collector()
+    collector.collect(1000.0)
+    fake.plug(5, uuid="GPU-new")
+    assert "host/box/gpu/2" not in {s.entity for s in collector.collect(1001.0).samples}
+    (tmp_path / "gpus" / "0000:1d:00.0").touch()
+    samples = collector.collect(1002.0).samples
+    assert _gpu(samples, 2)["gpu_state"] == 0
+    assert _of(samples, "host/box")["gpu_count"] == 3
+
+
+def test_a_replaced_device_takes_the_number_of_its_slot(
+    fake: FakeNvml, make_collector: Make
+) -> None:
+    collector = make_collector()
+    collector.collect(1000.0)
+    fake.plug(0, uuid="GPU-replacement")
+    samples = collector.collect(1001.0).samples
+    uuids = {s.entity: s.labels["uuid"] for s in samples if s.signal == "gpu_state"}
+    assert uuids == {"host/box/gpu/0": "GPU-replacement", "host/box/gpu/1": "GPU-1"}
+
+
+def test_no_device_at_all_is_a_count_of_zero(fake: FakeNvml, make_collector: Make) -> None:
+    fake.gpu(0).present = fake.gpu(1).present = 0
+    samples = make_collector().collect(1000.0).samples
+    assert _of(samples, "host/box")["gpu_count"] == 0
+
+
+def test_processes_and_those_that_vanished(
+    fake: FakeNvml, make_collector: Make, tmp_path: Path
+) -> None:
+    collector = make_collector()
+    fake.gpu().processes_are((os.getpid(), 3 << 30), (4_194_303, 1 << 30))
+    found = _gpu(collector.collect(1000.0).samples)
+    assert found["gpu_processes"] == 2
+    assert found["gpu_process_memory_bytes"] == 4 * GIB
+    assert "gpu_processes_ended" not in found
+    # 4194303 is the largest process id there can be; where ids are the kernel's own it does not live.
+    assert found.get("gpu_processes_vanished", 1.0) == 1.0
+    fake.gpu().processes_are((os.getpid(), 3 << 30))
+    found = _gpu(collector.collect(1001.0).samples)
+    assert found["gpu_processes_ended"] == 1
+    assert found.get("gpu_processes_vanished", 0.0) == 0.0
+
+
+def test_memory_of_a_process_that_the_driver_does_not_tell_is_absent(
+    fake: FakeNvml, make_collector: Make
+) -> None:
+    fake.gpu().processes_are((os.getpid(), 2**64 - 1))
+    found = _gpu(make_collector().collect(1000.0).samples)
+    assert found["gpu_processes"] == 1
+    assert "gpu_process_memory_bytes" not in found
+
+
+def test_mig_instances_are_entities_below_their_device(
+    fake: FakeNvml, make_collector: Make
+) -> None:
+    fake.split(0, uuid="MIG-a", place=1, instance=3)
+    fake.split(0, uuid="MIG-b", place=4, instance=5)
+    gpu = fake.gpu()
+    gpu.processes_are((os.getpid(), 2 << 30))
+    gpu.processes[0].gpu_instance = 5
+    collector = make_collector()
+    samples = collector.collect(1000.0).samples
+    device = _gpu(samples)
+    assert (device["gpu_mig_enabled"], device["gpu_mig_instances"]) == (1.0, 2.0)
+    assert "gpu_utilization_percent" not in device
+    first, second = (_of(samples, f"host/box/gpu/0/mig/{i}.0") for i in (3, 5))
+    assert first["gpu_memory_used_ratio"] == 0.4
+    assert first["gpu_mig_multiprocessors"] == 16
+    assert (first["gpu_processes"], second["gpu_processes"]) == (0.0, 1.0)
+    assert second["gpu_process_memory_bytes"] == 2 * GIB
+    gpu.migs[1].present = 0
+    samples = collector.collect(1001.0).samples
+    assert _of(samples, "host/box/gpu/0/mig/3.0") == {}
+    assert _gpu(samples)["gpu_mig_instances"] == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "state", "fix"),
+    [
+        (9, DriverState.NOT_LOADED, "modprobe"),
+        (18, DriverState.VERSION_MISMATCH, "reboot"),
+        (4, DriverState.NO_PERMISSION, "nvidiactl"),
+        (999, DriverState.FAILED, "nvidia-smi"),
+    ],
+)
+def test_a_driver_that_refuses_says_why(
+    fake: FakeNvml, make_collector: Make, code: int, state: DriverState, fix: str
+) -> None:
+    fake.fail(code, "nvmlInitWithFlags")
+    error = _broken(make_collector())
+    assert fix in error.fix
+    assert [(s.entity, s.signal, s.value, s.labels["state"]) for s in error.samples] == [
+        ("host/box", "gpu_driver_state", float(state), state.name.lower())
+    ]
+
+
+def test_a_driver_that_fails_later_leaves_devices_unread_and_none_healthy(
+    fake: FakeNvml, make_collector: Make
+) -> None:
+    now = [0.0]
+    collector = make_collector(monotonic=lambda: now[0])
+    collector.collect(1000.0)
+    fake.fail(9, "nvmlDeviceGetCount_v2")
+    for _ in range(2):  # the second call is in the pause and says the same
+        error = _broken(collector)
+        assert _gpu(error.samples) == {"gpu_state": float(GpuState.UNREAD)}
+        assert _of(error.samples, "host/box") == {"gpu_driver_state": float(DriverState.NOT_LOADED)}
+    fake.heal()
+    now[0] = 2.0
+    assert _gpu(collector.collect(1002.0).samples)["gpu_state"] == 0
+
+
+def test_a_hang_at_one_device_names_it_and_does_not_hide_the_others(
+    fake: FakeNvml, make_collector: Make
+) -> None:
+    now = [0.0]
+    collector = make_collector(deadline_seconds=10.0, monotonic=lambda: now[0])
+    collector.collect(1000.0)
+    child = collector._child.process_id
+    collector._deadline_seconds = 0.5
+    fake.hang("nvmlDeviceGetPowerUsage", gpu=1)
+    error = _broken(collector)
+    assert "nvmlDeviceGetPowerUsage of GPU 1" in str(error)
+    assert _gpu(error.samples, 0) == {"gpu_state": float(GpuState.UNREAD)}
+    assert _gpu(error.samples, 1) == {"gpu_state": float(GpuState.HUNG)}
+    assert _of(error.samples, "host/box") == {"gpu_driver_state": float(DriverState.HUNG)}
+    assert child is not None
+    assert not Path(f"/proc/{child}").exists()
+
+    assert "next try" in str(_broken(collector))
+    now[0] = 2.0  # a new child, which leaves the sick device alone
+    samples = collector.collect(1002.0).samples
+    assert _gpu(samples, 0)["gpu_state"] == 0
+    assert _gpu(samples, 1) == {"gpu_state": float(GpuState.HUNG), "gpu_available": 0.0}
+    assert _of(samples, "host/box")["gpu_count"] == 1
+
+    fake.heal()
+    now[0] = 30.0
+    assert _gpu(collector.collect(1030.0).samples, 1)["gpu_state"] == GpuState.HUNG
+    now[0] = 100.0  # after its time the device is tried again
+    assert _gpu(collector.collect(1100.0).samples, 1)["gpu_state"] == 0
+
+
+def test_a_hang_of_the_whole_driver_is_a_failure_each_time(
+    fake: FakeNvml, make_collector: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("collectors.gpu.nvml._START_SECONDS", 2.0)
+    now = [0.0]
+    collector = make_collector(monotonic=lambda: now[0])
+    fake.hang("nvmlInitWithFlags")
+    error = _broken(collector)
+    assert "nvmlInitWithFlags" in str(error)
+    assert _of(error.samples, "host/box") == {"gpu_driver_state": float(DriverState.HUNG)}
+
+
+def test_when_every_device_hangs_the_collection_fails(fake: FakeNvml, make_collector: Make) -> None:
+    fake.gpu(1).present = 0
+    now = [0.0]
+    collector = make_collector(monotonic=lambda: now[0])
+    collector.collect(1000.0)
+    collector._deadline_seconds = 0.5
+    fake.hang("nvmlDeviceGetPowerUsage", gpu=0)
+    _broken(collector)
+    now[0] = 2.0
+    error = _broken(collector)
+    assert "every GPU" in str(error)
+    assert _of(error.samples, "host/box") == {"gpu_driver_state": float(DriverState.HUNG)}
+
+
+def test_a_killed_child_is_replaced(fake: FakeNvml, make_collector: Make) -> None:
+    now = [0.0]
+    collector = make_collector(monotonic=lambda: now[0])
+    collector.collect(1000.0)
+    child = collector._child._process
+    assert child is not None
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    assert len(_gpu(collector.collect(1001.0).samples)) > 40
+
+
+def test_the_poller_keeps_what_a_failed_call_knows(fake: FakeNvml, make_collector: Make) -> None:
+    poller = Poller([make_collector()], budget_seconds=15.0)
+    try:
+        poller.tick(1000.0)
+        fake.fail(9, "nvmlDeviceGetCount_v2")
+        samples = poller.tick(1001.0).samples
+    finally:
+        poller.close()
+    assert _gpu(samples) == {"gpu_state": float(GpuState.UNREAD)}
+    assert _of(samples, "collector/gpu-nvml")["scrape_success"] == 0
+
+
+def test_a_power_limit_that_somebody_sets_shows(
+    fake: FakeNvml, make_collector: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collector = make_collector()
+    collector.collect(1000.0)
+    body = (
+        "import pynvml as n; n.nvmlInit(); h = n.nvmlDeviceGetHandleByUUID('GPU-1');"
+        "n.nvmlDeviceSetPowerManagementLimit(h, 350000)"
+    )
+    assert os.spawnle(os.P_WAIT, sys.executable, sys.executable, "-c", body, fake.environment) == 0
+    assert _gpu(collector.collect(1001.0).samples, 1)["gpu_power_limit_watts"] == 350
+
+
+class _Sink:
+    def __init__(self) -> None:
+        self.devices: dict[str, tuple[str, bool]] = {}
+        self.xids: list[tuple[str, str, int]] = []
+
+    def device(self, name: str, pci: str, uuid: str, *, watched: bool) -> None:
+        self.devices[name] = (pci, watched)
+
+    def from_nvml(self, uuid: str, pci: str, code: int, now_seconds: float) -> None:
+        self.xids.append((uuid, pci, code))
+
+
+def test_xid_events_are_handed_over_once(fake: FakeNvml, make_collector: Make) -> None:
+    sink = _Sink()
+    collector = make_collector(xids=sink)
+    fake.xid(13)  # before anybody watched: lost, as with the real one
+    collector.collect(1000.0)
+    assert sink.devices == {
+        "host/box/gpu/0": ("0000:18:00", True),
+        "host/box/gpu/1": ("0000:19:00", True),
+    }
+    sink.xids.clear()
+    fake.xid(31, gpu=1)
+    fake.xid(94)
+    collector.collect(1001.0)
+    collector.collect(1002.0)
+    assert sink.xids == [("GPU-1", "0000:19:00", 31), ("GPU-0", "0000:18:00", 94)]
+
+
+def test_xid_events_go_on_after_a_device_is_lost(fake: FakeNvml, make_collector: Make) -> None:
+    sink = _Sink()
+    collector = make_collector(xids=sink)
+    collector.collect(1000.0)
+    fake.fail(LOST, "nvmlEventSetWait_v2")
+    collector.collect(1001.0)
+    fake.heal()
+    collector.collect(1002.0)
+    sink.xids.clear()
+    fake.xid(79)
+    collector.collect(1003.0)
+    assert sink.xids == [("GPU-0", "0000:18:00", 79)]
+
+
+def test_where_xids_cannot_be_watched_it_is_said(fake: FakeNvml, make_collector: Make) -> None:
+    sink = _Sink()
+    fake.fail(NOT_SUPPORTED, "nvmlDeviceRegisterEvents", gpu=0)
+    make_collector(xids=sink).collect(1000.0)
+    assert sink.devices["host/box/gpu/0"] == ("0000:18:00", False)
+    assert sink.devices["host/box/gpu/1"] == ("0000:19:00", True)
+
+
+# --- without a driver at all -------------------------------------------------------------------------
 
 ONE_GPU = json.dumps(
     {
         "devices": [
-            {
-                "index": 0,
-                "uuid": "GPU-1",
-                "name": "NVIDIA L4",
-                "signals": {"gpu_available": 1.0, "gpu_temperature_celsius": 40.0},
-            }
+            {"index": 0, "uuid": "GPU-1", "name": "L4", "signals": {"gpu_temperature_celsius": 40}}
         ]
     }
 )
 
 
-class NVMLError(Exception):
-    def __init__(self, value: int) -> None:
-        super().__init__(f"error {value}")
-        self.value = value
-
-
-class FakeNvml:
-    """The shape of ``pynvml``, with two devices of which the test can break parts."""
-
-    NVMLError = NVMLError
-    NVML_ERROR_GPU_IS_LOST = 15
-    NVML_ERROR_RESET_REQUIRED = 16
-    NVML_TEMPERATURE_GPU = 0
-    NVML_TEMPERATURE_THRESHOLD_SLOWDOWN = 1
-    NVML_CLOCK_SM = 1
-    NVML_MEMORY_ERROR_TYPE_CORRECTED = 0
-    NVML_MEMORY_ERROR_TYPE_UNCORRECTED = 1
-    NVML_VOLATILE_ECC = 0
-    nvmlEventTypeXidCriticalError = 8  # noqa: N815  # the name in pynvml
-
-    def __init__(self) -> None:
-        self.errors: dict[str, int] = {"nvmlDeviceGetFanSpeed": 3}
-        self.events: list[Any] = []
-        self.started = 0
-
-    def nvmlInit(self) -> None:  # noqa: N802  # the name in pynvml
-        self.started += 1
-
-    def __getattr__(self, name: str) -> Any:
-        answers = {
-            "nvmlDeviceGetCount": lambda: 2,
-            "nvmlDeviceGetHandleByIndex": lambda index: index,
-            "nvmlDeviceGetIndex": lambda handle: handle,
-            "nvmlDeviceGetUUID": lambda handle: f"GPU-{handle}",
-            "nvmlDeviceGetName": lambda _: b"NVIDIA L4",
-            "nvmlDeviceGetUtilizationRates": lambda _: SimpleNamespace(gpu=73, memory=20),
-            "nvmlDeviceGetMemoryInfo": lambda _: SimpleNamespace(
-                used=6 * 1024**3, total=24 * 1024**3
-            ),
-            "nvmlDeviceGetTemperature": lambda *_: 61,
-            "nvmlDeviceGetMarginTemperature": lambda _: 24,
-            "nvmlDeviceGetTemperatureThreshold": lambda *_: 90,
-            "nvmlDeviceGetFanSpeed": lambda _: 30,
-            "nvmlDeviceGetPowerUsage": lambda _: 71_500,
-            "nvmlDeviceGetEnforcedPowerLimit": lambda _: 72_000,
-            "nvmlDeviceGetClockInfo": lambda *_: 1770,
-            "nvmlDeviceGetMaxClockInfo": lambda *_: 2040,
-            "nvmlDeviceGetCurrentClocksEventReasons": lambda _: 0x24,
-            "nvmlDeviceGetTotalEccErrors": lambda _handle, kind, _counter: 2 if kind else 5,
-            "nvmlDeviceGetRemappedRows": lambda _: (1, 0, 1, 0),
-            "nvmlDeviceGetCurrPcieLinkWidth": lambda _: 16,
-            "nvmlDeviceGetPcieReplayCounter": lambda _: 4,
-            "nvmlEventSetCreate": lambda: "set",
-            "nvmlDeviceRegisterEvents": lambda *_: None,
-            "nvmlEventSetWait_v2": self._next_event,
-        }
-        if name not in answers:
-            raise AttributeError(name)
-        if name in self.errors:
-            return lambda *_: self._fail(name)
-        return answers[name]
-
-    def _fail(self, name: str) -> None:
-        raise NVMLError(self.errors[name])
-
-    def _next_event(self, _set: str, _timeout: int) -> Any:
-        if not self.events:
-            raise NVMLError(10)
-        return self.events.pop(0)
-
-
-@pytest.fixture
-def nvml() -> FakeNvml:
-    return FakeNvml()
-
-
-def test_a_device_reads_in_the_units_of_the_catalogue(nvml: FakeNvml) -> None:
-    first, second = NvmlReader(nvml).read()
-    assert (first["index"], first["uuid"], first["name"]) == (0, "GPU-0", "NVIDIA L4")
-    assert first["signals"] == second["signals"]
-    assert first["signals"] == {
-        "gpu_available": 1.0,
-        "gpu_xid": 0.0,
-        "gpu_utilization_percent": 73.0,
-        "gpu_memory_used_bytes": 6.0 * 1024**3,
-        "gpu_memory_total_bytes": 24.0 * 1024**3,
-        "gpu_memory_used_ratio": 0.25,
-        "gpu_temperature_celsius": 61.0,
-        "gpu_temperature_margin_celsius": 24.0,
-        "gpu_power_usage_watts": 71.5,
-        "gpu_power_limit_watts": 72.0,
-        "gpu_sm_clock_mhz": 1770.0,
-        "gpu_sm_clock_max_mhz": 2040.0,
-        "gpu_throttle_reason": 36.0,
-        "gpu_throttle_thermal": 1.0,
-        "gpu_throttle_power": 1.0,
-        "gpu_throttle_power_brake": 0.0,
-        "gpu_ecc_uncorrectable_total": 2.0,
-        "gpu_ecc_correctable_total": 5.0,
-        "gpu_row_remap_pending": 1.0,
-        "gpu_pcie_link_width": 16.0,
-        "gpu_pcie_replay_total": 4.0,
-    }
-    assert set(first["signals"]) <= set(catalogue())
-
-
-def test_an_old_driver_gives_the_margin_by_its_slowdown_threshold(nvml: FakeNvml) -> None:
-    nvml.errors["nvmlDeviceGetMarginTemperature"] = 13
-    assert NvmlReader(nvml).read()[0]["signals"]["gpu_temperature_margin_celsius"] == 29.0
-
-
-@pytest.mark.parametrize("function", ["nvmlDeviceGetHandleByIndex", "nvmlDeviceGetTemperature"])
-@pytest.mark.parametrize("code", [15, 16])
-def test_a_lost_device_gives_only_that(nvml: FakeNvml, function: str, code: int) -> None:
-    nvml.errors[function] = code
-    assert NvmlReader(nvml).read()[0]["signals"] == {"gpu_available": 0.0, "gpu_xid": 0.0}
-
-
-def test_an_xid_is_shown_for_a_while(nvml: FakeNvml) -> None:
-    now = [0.0]
-    reader = NvmlReader(nvml, monotonic=lambda: now[0])
-    nvml.events.append(SimpleNamespace(device=1, eventData=94))
-    assert [device["signals"]["gpu_xid"] for device in reader.read()] == [0.0, 94.0]
-    now[0] = XID_HOLD_SECONDS - 1
-    assert reader.read()[1]["signals"]["gpu_xid"] == 94.0
-    now[0] = XID_HOLD_SECONDS + 1
-    assert reader.read()[1]["signals"]["gpu_xid"] == 0.0
-
-
-def test_the_child_answers_until_its_input_ends(nvml: FakeNvml) -> None:
-    answers = io.StringIO()
-    assert serve(["\n", "\n"], answers, lambda: nvml) == 0
-    lines = [json.loads(line) for line in answers.getvalue().splitlines()]
-    assert [len(line["devices"]) for line in lines] == [2, 2]
-    assert nvml.started == 1
-
-
-def test_the_child_reports_an_error_and_ends(nvml: FakeNvml) -> None:
-    nvml.errors["nvmlDeviceGetCount"] = 999
-    answers = io.StringIO()
-    assert serve(["\n", "\n"], answers, lambda: nvml) == 1
-    assert json.loads(answers.getvalue()) == {"error": "NVMLError: error 999"}
-
-
 def _child(body: str) -> tuple[str, ...]:
     return (sys.executable, "-c", f"import sys, time\nfor line in sys.stdin:\n {body}")
-
-
-@pytest.fixture
-def collectors() -> Iterator[list[NvmlCollector]]:
-    made: list[NvmlCollector] = []
-    yield made
-    for collector in made:
-        collector.close()
-
-
-def test_the_collector_reads_through_a_real_child(collectors: list[NvmlCollector]) -> None:
-    collector = NvmlCollector("box", command=_child(f"print({ONE_GPU!r}, flush=True)"))
-    collectors.append(collector)
-    assert isinstance(collector, Collector)
-    for _ in range(3):
-        samples = collector.collect(1000.0).samples
-    values = {(sample.entity, sample.signal): sample for sample in samples}
-    assert values["host/box/gpu/0", "gpu_temperature_celsius"].value == 40.0
-    assert values["host/box/gpu/0", "gpu_temperature_celsius"].labels["uuid"] == "GPU-1"
-    assert values["host/box", "gpu_count"].value == 1
-    assert ("host/box/gpu/0", "gpu_driver_call_seconds") in values
-
-
-def test_a_child_that_hangs_is_killed_and_the_next_call_starts_another(
-    collectors: list[NvmlCollector], tmp_path: Any
-) -> None:
-    hung = tmp_path / "hung"
-    body = (
-        f"\n import pathlib\n if not pathlib.Path({str(hung)!r}).exists():\n"
-        f"  pathlib.Path({str(hung)!r}).touch(); time.sleep(600)\n print({ONE_GPU!r}, flush=True)"
-    )
-    collector = NvmlCollector("box", command=_child(body))
-    collectors.append(collector)
-    child = collector._child
-    with pytest.raises(CollectorError, match="driver may hang"):
-        child.ask(deadline_seconds=3.0)
-    assert child._process is None
-    assert len(collector.collect(1000.0).samples) == 4
 
 
 @pytest.mark.parametrize(
@@ -220,28 +582,26 @@ def test_a_child_that_hangs_is_killed_and_the_next_call_starts_another(
     [
         ("sys.exit(3)", "ended with status"),
         ("print('what?', flush=True)", "answered"),
-        ('print(\'{"error": "NVMLError_DriverNotLoaded"}\', flush=True)', "DriverNotLoaded"),
+        ("print('[]', flush=True)", "answered"),
         ("print('x' * 3_000_000, flush=True)", "no end"),
     ],
 )
-def test_a_broken_child_is_a_collector_error(
-    collectors: list[NvmlCollector], body: str, says: str
-) -> None:
+def test_a_broken_child_is_a_collector_error(body: str, says: str) -> None:
     collector = NvmlCollector("box", command=_child(body))
-    collectors.append(collector)
-    with pytest.raises(CollectorError, match=says):
-        collector.collect(1000.0)
+    try:
+        error = _broken(collector)
+    finally:
+        collector.close()
+    assert says in str(error)
+    assert _of(error.samples, "host/box") == {"gpu_driver_state": float(DriverState.FAILED)}
 
 
-def test_failures_are_retried_after_a_pause_that_grows(
-    collectors: list[NvmlCollector], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failures_are_retried_after_a_pause_that_grows(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     collector = NvmlCollector("box", monotonic=lambda: now[0])
-    collectors.append(collector)
     asked: list[float] = []
 
-    def ask(deadline_seconds: float) -> bytes:
+    def ask(line: bytes, deadline_seconds: float) -> bytes:
         asked.append(now[0])
         if now[0] < 60:
             raise CollectorError("no driver")
@@ -258,19 +618,6 @@ def test_failures_are_retried_after_a_pause_that_grows(
     assert asked[6:] == [float(second) for second in range(61, 100)]
 
 
-def test_a_device_that_is_gone_is_not_available(collectors: list[NvmlCollector]) -> None:
-    empty = json.dumps({"devices": []})
-    body = f"\n n = globals().get('n', 0) + 1\n print({ONE_GPU!r} if n == 1 else {empty!r}, flush=True)"
-    collector = NvmlCollector("box", command=_child(body))
-    collectors.append(collector)
-    collector.collect(1000.0)
-    samples = collector.collect(1001.0).samples
-    assert [(s.entity, s.signal, s.value) for s in samples] == [
-        ("host/box/gpu/0", "gpu_available", 0.0),
-        ("host/box", "gpu_count", 0.0),
-    ]
-
-
 def test_without_a_driver_it_says_so() -> None:
     support = NvmlCollector("box", library_present=lambda: False).is_supported()
     assert not support.supported
@@ -279,9 +626,22 @@ def test_without_a_driver_it_says_so() -> None:
 
 
 @pytest.mark.skipif(nvml_library_present(), reason="this machine has an NVIDIA driver")
-def test_the_real_child_reports_the_missing_driver(collectors: list[NvmlCollector]) -> None:
+def test_the_real_child_reports_the_missing_library() -> None:
     collector = NvmlCollector("box")
-    collectors.append(collector)
     assert not collector.is_supported().supported
-    with pytest.raises(CollectorError, match="NVML: NVMLError"):
-        collector.collect(1000.0)
+    try:
+        error = _broken(collector)
+    finally:
+        collector.close()
+    assert _of(error.samples, "host/box") == {
+        "gpu_driver_state": float(DriverState.LIBRARY_MISSING)
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("580.65.06", 580.065006), ("470.82", 470.082), ("535", 535.0), ("", None), ("N/A", None)],
+)
+def test_versions_as_numbers(text: str, number: Any) -> None:
+    found = version_number(text)
+    assert found == number or (found is not None and math.isclose(found, number))
