@@ -129,7 +129,7 @@ def test_a_collector_that_hangs_is_not_called_again_until_it_returns(
     assert "still waiting" in tick.health[0].error
 
     # The late answer is thrown away and the next tick calls again.
-    stuck.behave = _steady
+    stuck.behave = fine.behave = _steady
     release.set()
     while stuck.calls == 1:
         tick = poller.tick(10.0)
