@@ -20,6 +20,7 @@ from inference.canary import Canary
 from inference.engine_host import EngineHost, EngineState
 from inference.health import HealthReport
 from inference.requests import Ticket
+from inference.tensor.metrics import batch_families
 from inference.worker.heartbeat import LoadPhase
 from inference.worker.supervisor import RestartReason, Totals
 from inference.worker.wire import Finished
@@ -175,6 +176,7 @@ class EngineCollector(Collector):
         yield from self._counters()
         yield from self._states()
         yield from self._health_families()
+        yield from batch_families(self._hosts)
 
     def _gauges(self) -> Iterator[Metric]:
         readings: dict[str, tuple[str, Callable[[EngineHost], float]]] = {

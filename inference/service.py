@@ -40,6 +40,7 @@ from inference.repository import ModelRepository, bundled_repository
 from inference.requests import GenerationRequest, Ticket, TicketState
 from inference.settings import InferenceSettings
 from inference.tensor.front import TensorFront
+from inference.tensor.requests import TensorTicket
 from inference.tracing import TraceCollector, tracing_of
 from inference.worker.supervisor import SupervisorThread
 from inference.worker.wire import Finished
@@ -208,8 +209,11 @@ class InferenceService:
                 self.metrics.rejected(request.model, error.reason)
             raise
 
-    def cancel(self, ticket: Ticket, model: str) -> None:
+    def cancel(self, ticket: Ticket | TensorTicket, model: str) -> None:
         """Give up a request whose client has left; one that is done stays done."""
+        if isinstance(ticket, TensorTicket):
+            self.tensors.cancel(ticket, model)
+            return
         if ticket.state is TicketState.DONE:
             return
         self.hosts[model].generation.cancel(ticket)
@@ -257,7 +261,7 @@ class InferenceService:
         kind = self.hosts[model].kind
         return tuple(name for name, host in self.hosts.items() if host.kind is kind)
 
-    def level_of(self, request: GenerationRequest, model: str) -> int:
+    def level_of(self, request: GenerationRequest | TensorTicket, model: str) -> int:
         """Return the degradation that an answer shows: the level, or 3 if a fallback answers."""
         if model != request.model:
             return max(self.degradation.level, Level.SMALL_MODEL)

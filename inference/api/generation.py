@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
+from inference.api.deadlines import timeout_seconds
 from inference.api.http import Exchange
 from inference.errors import InvalidRequestError
 from inference.model import TensorMetadata
@@ -114,12 +115,7 @@ def _task_of(task: str | None, text: str) -> tuple[str, str]:
 def _deadline_seconds(exchange: Exchange, task: str) -> float:
     """Return the task's deadline, shortened by the client's wish."""
     limit = exchange.service.settings.deadline_seconds(task)
-    wish = exchange.header("x-request-timeout-ms")
-    if not wish:
-        return limit
-    if not wish.isdecimal() or len(wish) > 9 or int(wish) == 0:
-        raise InvalidRequestError("X-Request-Timeout-Ms must be a positive number of milliseconds")
-    return min(limit, int(wish) / 1000.0)
+    return timeout_seconds(exchange.header("x-request-timeout-ms"), limit)
 
 
 def _stops(stop: str | list[str] | None) -> tuple[str, ...]:

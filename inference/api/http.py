@@ -30,6 +30,7 @@ from inference.errors import (
 from inference.metrics import UNKNOWN
 from inference.requests import GenerationRequest, Ticket
 from inference.service import InferenceService
+from inference.tensor.requests import TensorTicket
 from inference.tracing import RequestTrace
 
 _log = structlog.get_logger(__name__)
@@ -85,6 +86,7 @@ class Exchange:
         self.trace: RequestTrace | None = None
         self.request: GenerationRequest | None = None
         self.ticket: Ticket | None = None
+        self.tensor_ticket: TensorTicket | None = None
         self.error: ServiceError | None = None
         self._received = False
         self._response_started = False
@@ -132,7 +134,7 @@ class Exchange:
             self.service.metrics.received(self.model, self.endpoint)
 
     @asynccontextmanager
-    async def watch(self, ticket: Ticket) -> Any:
+    async def watch(self, ticket: Ticket | TensorTicket) -> Any:
         """Cancel the ticket if the client leaves inside the block."""
         watcher = asyncio.ensure_future(self._cancel_when_gone(ticket))
         try:
@@ -142,11 +144,15 @@ class Exchange:
 
     async def send_json(self, status: int, content: Any, headers: Mapping[str, str] = {}) -> None:
         """Send a whole answer."""
-        payload = orjson.dumps(content)
-        await self._start(
-            status,
-            {"content-type": "application/json", "content-length": str(len(payload)), **headers},
+        await self.send_payload(
+            orjson.dumps(content), {"content-type": "application/json", **headers}, status
         )
+
+    async def send_payload(
+        self, payload: bytes, headers: Mapping[str, str], status: int = 200
+    ) -> None:
+        """Send a whole answer that is encoded already."""
+        await self._start(status, {"content-length": str(len(payload)), **headers})
         await self._send({"type": "http.response.body", "body": payload})
 
     async def send_empty(self, status: int) -> None:
@@ -215,15 +221,15 @@ class Exchange:
         ]
         await self._send({"type": "http.response.start", "status": status, "headers": pairs})
 
-    async def read(self) -> bytes:
-        """Return the body as it came.
+    async def read(self, limit: int | None = None) -> bytes:
+        """Return the body as it came; ``limit`` is ``max_body_bytes`` unless told.
 
         Raises:
             RequestTooLargeError: it is longer than allowed.
             RequestTimeoutError: it came too slowly.
             ClientGoneError: the client left before it was sent.
         """
-        limit = self.service.settings.max_body_bytes
+        limit = limit or self.service.settings.max_body_bytes
         declared = self.header("content-length")
         if declared.isdecimal() and int(declared) > limit:
             raise RequestTooLargeError(f"the body has {declared} bytes; the limit is {limit}")
@@ -251,7 +257,7 @@ class Exchange:
             if not message.get("more_body", False):
                 return b"".join(chunks)
 
-    async def _cancel_when_gone(self, ticket: Ticket) -> None:
+    async def _cancel_when_gone(self, ticket: Ticket | TensorTicket) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
         self.service.cancel(ticket, self.answered_by)

@@ -1,19 +1,25 @@
-"""The Open Inference Protocol, version 2, over REST: one text in, one text out."""
+"""The Open Inference Protocol, version 2, over REST; one text in and out, or a model's tensors."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from inference.api.generation import MaxTokens, Sampling, Seed, Temperature, TopP, submit
-from inference.api.http import Exchange
-from inference.errors import InvalidRequestError, NotFoundError, UnsupportedError
+from inference.api.http import Exchange, invalid_body
+from inference.api.oip_tensors import answer_headers, check_media_type, infer_tensors
+from inference.errors import InvalidRequestError, NotFoundError
+from inference.model import ModelKind
 from inference.service import VERSION
+from inference.tensor.codec import HEADER_LENGTH, merge_binary, parse_json
+from inference.tensor.datatypes import TensorInfo, pack_bytes
 
 INPUT = "text"
 OUTPUT = "answer"
-EXTENSIONS = ["model_repository"]
+EXTENSIONS = ["model_repository", "binary_tensor_data"]
 
 
 class InferParameters(BaseModel):
@@ -26,6 +32,7 @@ class InferParameters(BaseModel):
     temperature: Temperature | None = None
     top_p: TopP | None = None
     seed: Seed | None = None
+    binary_data_output: bool = False
 
 
 class InputTensor(BaseModel):
@@ -48,10 +55,19 @@ class InputTensor(BaseModel):
         return value
 
 
+class OutputParameters(BaseModel):
+    """``parameters`` of a requested output."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    binary_data: bool | None = None
+
+
 class OutputTensor(BaseModel):
     """A requested output."""
 
     name: Literal["answer"]
+    parameters: OutputParameters = OutputParameters()
 
 
 class InferBody(BaseModel):
@@ -61,6 +77,12 @@ class InferBody(BaseModel):
     parameters: InferParameters = InferParameters()
     inputs: list[InputTensor] = Field(min_length=1, max_length=1)
     outputs: list[OutputTensor] | None = Field(default=None, max_length=1)
+
+    @property
+    def binary_answer(self) -> bool:
+        """Whether the answer should come as binary data."""
+        own = self.outputs[0].parameters.binary_data if self.outputs else None
+        return self.parameters.binary_data_output if own is None else own
 
 
 async def server_metadata(exchange: Exchange) -> None:
@@ -88,13 +110,17 @@ async def model_metadata(exchange: Exchange) -> None:
     service = exchange.service
     host = service.hosts[model]
     platform = host.ready.engine if host.ready else service.settings.engine
-    tensor = {"datatype": "BYTES", "shape": [1]}
+    if host.kind is ModelKind.TENSOR:
+        inputs, outputs = map(_describe, (host.tensors.inputs, host.tensors.outputs))
+    else:
+        tensor = {"datatype": "BYTES", "shape": [1]}
+        inputs, outputs = [{"name": INPUT, **tensor}], [{"name": OUTPUT, **tensor}]
     content = {
         "name": model,
         "versions": [str(host.version)],
         "platform": platform,
-        "inputs": [{"name": INPUT, **tensor}],
-        "outputs": [{"name": OUTPUT, **tensor}],
+        "inputs": inputs,
+        "outputs": outputs,
     }
     await exchange.send_json(200, content)
 
@@ -110,30 +136,65 @@ async def infer(exchange: Exchange) -> None:
     """Answer ``POST /v2/models/{model}/infer``."""
     exchange.count_received(exchange.params["model"])
     model, version = _model_of(exchange)
-    if exchange.header("inference-header-content-length"):
-        raise UnsupportedError(
-            "binary tensor data is not supported; send the text as JSON (binary_data=False)"
-        )
-    body = await exchange.body(InferBody)
+    if exchange.service.hosts[model].kind is ModelKind.TENSOR:
+        await infer_tensors(exchange, model)
+    else:
+        await _infer_text(exchange, model, version)
+
+
+async def _infer_text(exchange: Exchange, model: str, version: int) -> None:
+    """Answer with a language model."""
+    body = await _text_body(exchange)
     options = body.parameters
     sampling = Sampling(options.max_tokens, options.temperature, options.top_p, options.seed)
     ticket = submit(exchange, model, body.inputs[0].text, options.task, sampling)
     async with exchange.watch(ticket):
         answer = await ticket.result()
-    output = {"name": OUTPUT, "datatype": "BYTES", "shape": [1], "data": [answer.text]}
+    output: dict[str, Any] = {"name": OUTPUT, "datatype": "BYTES", "shape": [1]}
+    binary = b""
+    if body.binary_answer:
+        binary = pack_bytes([answer.text.encode("utf-8", "replace")])
+        output["parameters"] = {"binary_data_size": len(binary)}
+    else:
+        output["data"] = [answer.text]
     serving = exchange.service.hosts[exchange.answered_by]
-    content = {
-        "model_name": exchange.answered_by,
-        "model_version": str(version if serving.model == model else serving.version),
-        "id": body.id or exchange.request_id,
-        "parameters": {
-            "finish_reason": answer.finish_reason,
-            "prompt_tokens": answer.prompt_tokens,
-            "completion_tokens": answer.completion_tokens,
-        },
-        "outputs": [output],
-    }
-    await exchange.send_json(200, content)
+    content = orjson.dumps(
+        {
+            "model_name": exchange.answered_by,
+            "model_version": str(version if serving.model == model else serving.version),
+            "id": body.id or exchange.request_id,
+            "parameters": {
+                "finish_reason": answer.finish_reason,
+                "prompt_tokens": answer.prompt_tokens,
+                "completion_tokens": answer.completion_tokens,
+            },
+            "outputs": [output],
+        }
+    )
+    headers = answer_headers(len(content) if binary else 0)
+    await exchange.send_payload(content + binary, headers)
+
+
+async def _text_body(exchange: Exchange) -> InferBody:
+    """Read an infer request for text, with its texts as JSON or as binary data."""
+    header_length = exchange.header(HEADER_LENGTH)
+    if not header_length:
+        return await exchange.body(InferBody)
+    check_media_type(exchange.media_type(), binary=True)
+    document, binary = parse_json(await exchange.read(), header_length)
+    merge_binary(document, binary)
+    try:
+        return InferBody.model_validate(document)
+    except ValidationError as error:
+        raise invalid_body(error) from error
+
+
+def _describe(infos: Sequence[TensorInfo]) -> list[dict[str, Any]]:
+    """Describe tensors as the protocol does."""
+    return [
+        {"name": info.name, "datatype": info.datatype.name, "shape": list(info.shape)}
+        for info in infos
+    ]
 
 
 async def repository_index(exchange: Exchange) -> None:

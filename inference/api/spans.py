@@ -14,6 +14,7 @@ import orjson
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from inference.requests import GenerationRequest, Ticket
+from inference.tensor.requests import TensorTicket
 from inference.tracing import RequestTrace
 from inference.worker.wire import Finished
 
@@ -71,13 +72,16 @@ def _front_stages(exchange: Exchange) -> list[tuple[str, float, dict[str, Any]]]
     stages: list[tuple[str, float, dict[str, Any]]] = [("receive", exchange.started_at, {})]
     if exchange.read_at:
         stages.append(("admission", exchange.read_at, {}))
-    if exchange.ticket is not None:
-        stages.append(("queue", exchange.ticket.enqueued_at, {}))
+    ticket = exchange.ticket or exchange.tensor_ticket
+    if ticket is not None:
+        stages.append(("queue", ticket.enqueued_at, {}))
     return stages
 
 
 def _engine_stages(exchange: Exchange) -> list[tuple[str, float, dict[str, Any]]]:
     """Return the stages inside the worker and after it, as far as the request came."""
+    if exchange.tensor_ticket is not None:
+        return _batch_stages(exchange.tensor_ticket)
     ticket = exchange.ticket
     if ticket is None or not ticket.dispatched_at:
         return []
@@ -94,6 +98,19 @@ def _engine_stages(exchange: Exchange) -> list[tuple[str, float, dict[str, Any]]
         ),
         ("decode", answer.prefilled_at, {"galen.decode.tokens": answer.completion_tokens}),
         ("postprocess", answer.last_token_at, {}),
+    ]
+
+
+def _batch_stages(ticket: TensorTicket) -> list[tuple[str, float, dict[str, Any]]]:
+    """Return the stages of a tensor request in the worker and after it."""
+    if not ticket.dispatched_at:
+        return []
+    if ticket.answer is None:
+        return [("engine", ticket.dispatched_at, {})]
+    rows = {"galen.request.rows": ticket.rows}
+    return [
+        ("compute", ticket.answer.started_at, rows),
+        ("postprocess", ticket.answer.ended_at, {}),
     ]
 
 

@@ -330,7 +330,7 @@ class TensorDispatcher:
         except ValueError as error:
             self._fail(batch, Failed(batch.number, "step_failed", str(error)))
             return
-        answer = BatchOutputs(self.outputs, arrays, done.started_at)
+        answer = BatchOutputs(arrays, done.started_at, done.ended_at)
         invalid = np.asarray(done.invalid_rows, dtype=np.int64)
         offset = 0
         for ticket in batch.tickets:

@@ -12,7 +12,6 @@ from inference.requests import TicketState
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from inference.tensor.datatypes import TensorInfo
     from inference.worker.frames import Buffer
 
 Shapes = tuple[tuple[int, ...], ...]
@@ -22,18 +21,13 @@ Shapes = tuple[tuple[int, ...], ...]
 class BatchOutputs:
     """What a batch computed, shared by the requests in it."""
 
-    __slots__ = ("arrays", "infos", "started_at")
+    __slots__ = ("arrays", "ended_at", "started_at")
 
-    def __init__(
-        self,
-        infos: tuple[TensorInfo, ...],
-        arrays: list[npt.NDArray[Any]],
-        started_at: float,
-    ) -> None:
-        self.infos = infos
+    def __init__(self, arrays: list[npt.NDArray[Any]], started_at: float, ended_at: float) -> None:
         self.arrays = arrays
         self.started_at = started_at
-        """CLOCK_MONOTONIC seconds."""
+        """When the worker began to compute it, CLOCK_MONOTONIC seconds."""
+        self.ended_at = ended_at
 
 
 class TensorTicket:
