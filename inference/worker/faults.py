@@ -44,7 +44,7 @@ class FaultInjector:
         self._hung = False
         self._step_seconds = 0.0
         self._corruption = ""
-        self._poison = self._poison_kind = ""
+        self._poisons: dict[str, str] = {}
         self._error: EngineStepError | None = None
         self._leak: _Leak | None = None
 
@@ -63,7 +63,7 @@ class FaultInjector:
         elif name == DEVICE_LOST:
             self._error = DeviceLostError("the device fell off the bus (injected)")
         elif name == POISON_TEXT:
-            self._poison, self._poison_kind = str(parameters["marker"]), str(parameters["kind"])
+            self._poisons[str(parameters["marker"])] = str(parameters["kind"])
         elif name == HOST_MEMORY_LEAK:
             self._stop_leak()
             self._leak = _Leak(int(parameters["bytes_per_second"]))
@@ -73,7 +73,7 @@ class FaultInjector:
         self._hung = False
         self._step_seconds = 0.0
         self._corruption = ""
-        self._poison = ""
+        self._poisons = {}
         self._error = None
         self._stop_leak()
 
@@ -83,11 +83,11 @@ class FaultInjector:
 
     def take(self, text: str) -> None:
         """Look at a request that begins; a poisonous one ends or stops this process."""
-        if not self._poison or self._poison not in text:
-            return
-        if self._poison_kind == "crash":
-            os.kill(os.getpid(), signal.SIGKILL)
-        self._hung = True
+        for marker, kind in self._poisons.items():
+            if marker in text and kind == "crash":
+                os.kill(os.getpid(), signal.SIGKILL)
+            self._hung = self._hung or marker in text
+        self._stand_still()
 
     def run(
         self,
@@ -97,10 +97,7 @@ class FaultInjector:
         resident: frozenset[str],
     ) -> dict[str, Tensor]:
         """Run once under the active faults."""
-        while self._hung:
-            # The step loop stops here: no message is read and SIGTERM is not obeyed, as with a
-            # kernel that never returns. Only `clear`, called by a signal, or SIGKILL ends it.
-            time.sleep(_HANG_POLL_SECONDS)
+        self._stand_still()
         if self._error is not None:
             raise self._error
         started = self._clock()
@@ -112,6 +109,15 @@ class FaultInjector:
             name, answer = next(iter(outputs.items()))
             outputs[name] = _corrupt(np.asarray(answer), self._corruption)
         return outputs
+
+    def _stand_still(self) -> None:
+        """Stop the step loop while a hang is injected.
+
+        No message is read and SIGTERM is not obeyed, as with a kernel that never returns. Only
+        `clear`, called by a signal, or SIGKILL ends it.
+        """
+        while self._hung:
+            time.sleep(_HANG_POLL_SECONDS)
 
     def _stop_leak(self) -> None:
         if self._leak is not None:

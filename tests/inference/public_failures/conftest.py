@@ -2,7 +2,7 @@
 
 import os
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 
@@ -47,7 +47,8 @@ class Probes:
         release = threading.Event()
 
         def feed():
-            with path.open("wb") as pipe:  # waits for the worker to open it
+            # Opening waits for the worker to open it; a worker that was ended reads no more.
+            with suppress(BrokenPipeError), path.open("wb") as pipe:
                 release.wait(60)
                 pipe.write(content)
 
