@@ -3,11 +3,7 @@
 import os
 import signal
 import socket
-import subprocess
-import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import httpx
 import pytest
@@ -329,93 +325,3 @@ def test_a_generated_token_is_private_and_stays(start, tmp_path):
         assert live.client.get("/admin/state", headers=headers).status_code == 200
     with start(admin_token=None):
         assert path.read_text(encoding="ascii") == token
-
-
-def test_workers_end_when_the_front_is_killed_even_in_a_hang(tools, own_repository, tmp_path):
-    process, port = _serve(own_repository, tmp_path)
-    with process, httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
-        tools.eventually(lambda: _ready(client), "ready")
-        pids = [m["worker_pid"] for m in client.get("/api/system/status").json()["models"].values()]
-        admin = {"authorization": f"Bearer {tools.token}"}
-        client.post("/admin/faults", json={"fault": "engine_hang"}, headers=admin)
-        process.kill()
-        tools.eventually(lambda: not any(map(_alive, pids)), "no orphans")
-
-
-def test_sigterm_finishes_accepted_requests(tools, own_repository, tmp_path):
-    process, port = _serve(own_repository, tmp_path)
-    with process, httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30.0) as client:
-        tools.eventually(lambda: _ready(client), "ready")
-        admin = {"authorization": f"Bearer {tools.token}"}
-        slow = {"fault": "engine_slow", "parameters": {"step_seconds": 0.02}}
-        client.post("/admin/faults", json=slow, headers=admin)
-        statuses = []
-
-        def ask():
-            answer = httpx.post(f"http://127.0.0.1:{port}/v1/completions",
-                                json={"prompt": "hello"}, timeout=30.0)  # fmt: skip
-            statuses.append(answer.status_code)
-
-        threads = [threading.Thread(target=ask) for _ in range(5)]
-        for thread in threads:
-            thread.start()
-        tools.eventually(lambda: _received(client) == 5, "all are accepted")
-        process.send_signal(signal.SIGTERM)
-        for thread in threads:
-            thread.join(30)
-        assert statuses == [200] * 5
-        assert process.wait(30) in {0, -signal.SIGTERM}
-
-
-def test_an_endless_request_head_is_cut_off(tools, own_repository, tmp_path):
-    process, port = _serve(own_repository, tmp_path)
-    with process, httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
-        tools.eventually(lambda: _ready(client), "ready")
-        with socket.create_connection(("127.0.0.1", port), timeout=20) as attacker:
-            attacker.sendall(b"GET /health HTTP/1.1\r\nX-Long: ")
-            with pytest.raises((ConnectionResetError, BrokenPipeError)):
-                _send_for_ever(attacker)
-        assert client.post("/v1/completions", json={"prompt": "hello"}).status_code == 200
-        process.terminate()
-
-
-def _serve(repository, tmp_path):
-    """Run the service as its own process on a free port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    program = f"""
-from pathlib import Path
-from inference.server import run
-from inference.settings import InferenceSettings
-run(InferenceSettings(repository=Path({str(repository)!r}), state_dir=Path({str(tmp_path)!r}),
-    models=("tiny", "tiny-small"), allow_faults=True, admin_token="test-token",
-    chat_deadline_seconds=20.0), "127.0.0.1", {port})
-"""
-    return subprocess.Popen([sys.executable, "-c", program]), port
-
-
-def _send_for_ever(connection):
-    while True:
-        connection.sendall(b"x" * 65536)
-
-
-def _ready(client):
-    try:
-        return client.get("/health/ready").status_code == 200
-    except httpx.TransportError:
-        return False
-
-
-def _received(client):
-    text = client.get("/metrics").text
-    line = next((x for x in text.splitlines() if x.startswith("llm_requests_received_total{")), "0")
-    return float(line.rpartition(" ")[2])
-
-
-def _alive(pid):
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text(encoding="ascii")
-        return status.split(")")[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
