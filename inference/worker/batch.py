@@ -46,6 +46,7 @@ class Batch:
         self._newest: IntArray = np.zeros((0, 1), dtype=np.int64)
         self._columns = 0
         self._wasted_steps = 0.0
+        self._first = 0  # first column that a member needs
         self.members: list[tuple[int, DecoderSequence]] = []
         """Row and sequence of everything that decodes."""
 
@@ -83,7 +84,7 @@ class Batch:
                         array[row] = 0
         self._count_members()
         if not self.members:
-            self._rows, self._past, self._columns = [], [], 0
+            self._rows, self._past, self._columns, self._first = [], [], 0, 0
             self._starts, self._newest = self._starts[:0], self._newest[:0]
             self._wasted_steps = 0.0
 
@@ -109,7 +110,7 @@ class Batch:
 
     def _tidy(self) -> None:
         """Cut out holes and empty columns when they have cost enough, or when there is no room."""
-        first = min(int(self._starts[row]) for row, _ in self.members)
+        first = self._first
         useful = len(self.members) * (self._columns - first)
         self._wasted_steps += 1.0 - useful / (self.rows * self._columns)
         if self._wasted_steps >= COPY_COST_STEPS or (
@@ -120,7 +121,7 @@ class Batch:
 
     def _rebuild(self, more: int, longest: int) -> list[int]:
         """Copy what is alive into arrays without waste; return the ``more`` rows that are free."""
-        first = min((int(self._starts[row]) for row, _ in self.members), default=self._columns)
+        first = self._first
         columns = max(self._columns - first, longest)
         kept = [row for row, _ in self.members]
         shift = columns - self._columns
@@ -146,6 +147,8 @@ class Batch:
 
     def _count_members(self) -> None:
         self.members = [(row, s) for row, s in enumerate(self._rows) if s is not None]
+        starts = self._starts.tolist()
+        self._first = min((starts[row] for row, _ in self.members), default=self._columns)
 
     def _writable(self) -> bool:
         """Say whether rows can be written in place; an engine may keep its outputs elsewhere."""

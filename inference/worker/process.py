@@ -6,6 +6,7 @@ a worker that starts in a second is what makes restarting a remedy.
 
 from __future__ import annotations
 
+import gc
 import mmap
 import os
 import select
@@ -110,6 +111,9 @@ class Worker:
             return EXIT_LOAD_FAILED
         for name, parameters in start.faults:
             self.faults.inject(name, parameters)
+        # What the load made lives as long as this process: the collector need not look at it again.
+        gc.collect()
+        gc.freeze()
         record.ready_at = self._clock()
         self._set_state(WorkerState.IDLE)
         self._send([self._ready()])
