@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from inference.api import admin, health
+from inference.api.bodies import RefusedBody, bounded
 from inference.api.http import (
     Receive,
     Scope,
@@ -60,6 +61,8 @@ class InferenceApp:
 
     async def _serve_rest(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
+            if scope["type"] == "http":
+                receive = bounded(receive, self.service.settings.body_timeout_seconds)
             await self._rest(scope, receive, self._with_headers(scope, send))
         except Exception:
             # Starlette raises again what `_on_bug` has logged and answered; the server would then
@@ -163,6 +166,8 @@ async def _on_http_error(request: Request, error: Exception) -> JSONResponse:
         rendered = MethodNotAllowedError(
             f"{request.url.path} takes {allowed}", headers={"allow": allowed}
         )
+    elif isinstance(error, RefusedBody):
+        rendered = error.error
     else:
         rendered = InvalidRequestError(HTTPStatus(status).phrase)
     metrics = request.app.state.service.metrics

@@ -11,7 +11,7 @@ code                 status       retry
 invalid_input        400 404 422  no: the request is wrong, names nothing here, or was quarantined
 unsupported          400 404 405  no: understood, and not offered; 415 for the type of the body
                      415
-too_large            413          no
+too_large            413 431      no
 rate_limited         429          after ``Retry-After``: this client, key or service has a limit
 overloaded           429          after ``Retry-After``: there is no room, or not enough time
 deadline_exceeded    408 504      with a longer deadline, or later; 408 if the body came too slowly
@@ -153,6 +153,14 @@ class RequestTooLargeError(ServiceError):
     status = 413
     code = "too_large"
     reason = "request_too_large"
+
+
+class HeadTooLargeError(ServiceError):
+    """The head of the request is longer, or has more headers, than allowed."""
+
+    status = 431
+    code = "too_large"
+    reason = "head_too_large"
 
 
 class UnsupportedMediaTypeError(ServiceError):

@@ -2,45 +2,21 @@
 
 from __future__ import annotations
 
+import resource
 import socket
 from types import FrameType
 
 import structlog
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from inference.app import InferenceApp, create_app
+from inference.protocol import protocol_of
 from inference.settings import InferenceSettings
 
 _log = structlog.get_logger(__name__)
 
-# Above what browsers and proxies send; vLLM's CVE-2025-48956 was a head without a limit.
-_MAX_HEAD_BYTES = 64 * 1024
-
-
-class _BoundedHead(HttpToolsProtocol):
-    """Closes connections whose request head does not end; httptools itself has no limit."""
-
-    _head_bytes = 0
-    _in_head = True
-
-    def data_received(self, data: bytes) -> None:
-        """Parse, and count what has not become a whole head."""
-        super().data_received(data)
-        if self._in_head:
-            self._head_bytes += len(data)
-            if self._head_bytes > _MAX_HEAD_BYTES:
-                self.transport.close()
-
-    def on_message_begin(self) -> None:
-        """Begin to count."""
-        self._in_head, self._head_bytes = True, 0
-        super().on_message_begin()
-
-    def on_headers_complete(self) -> None:
-        """Stop counting."""
-        self._in_head = False
-        super().on_headers_complete()
+# Beside connections: libraries, workers' sockets and pipes, heartbeats, logs.
+_OTHER_FILES = 256
 
 
 class _Server(uvicorn.Server):
@@ -60,6 +36,38 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
+def server_config(app: InferenceApp, host: str, port: int) -> uvicorn.Config:
+    """Return what uvicorn needs to serve the application with all bounds of its settings."""
+    settings = app.service.settings
+    return uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        loop="uvloop",
+        http=protocol_of(settings, app.service.connections),
+        ws="none",
+        lifespan="on",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        # Whoever may connect could else say that it is somebody else.
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=list(settings.trusted_proxies),
+        timeout_keep_alive=settings.keep_alive_seconds,
+        timeout_graceful_shutdown=int(settings.drain_seconds) + 1,
+    )
+
+
+def _allow_files(wanted: int) -> None:
+    """Raise the limit of open files, often 1,024, as far as the connections need and may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed < wanted:
+        _log.warning("few_open_files_allowed", limit=hard, wanted=wanted)
+
+
 def run(settings: InferenceSettings, host: str, port: int) -> None:
     """Serve until SIGINT or SIGTERM; accepted requests are finished first.
 
@@ -70,19 +78,8 @@ def run(settings: InferenceSettings, host: str, port: int) -> None:
         OSError: the address cannot be bound, or the service did not start.
     """
     app = create_app(settings)
-    config = uvicorn.Config(
-        app,
-        host=host,
-        port=port,
-        loop="uvloop",
-        http=_BoundedHead,
-        ws="none",
-        lifespan="on",
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=int(settings.drain_seconds) + 1,
-    )
+    _allow_files(settings.max_connections + _OTHER_FILES)
+    config = server_config(app, host, port)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -18,6 +18,7 @@ import structlog
 from pydantic import SecretStr
 
 from inference.canary import Canary, Golden
+from inference.connections import ConnectionCounts
 from inference.degradation import Admitted, Degradation, Level, fallback_of
 from inference.dispatch_contract import Suspect
 from inference.engine_host import EngineHost, EngineState
@@ -80,6 +81,10 @@ class InferenceService:
         self.admin_token = _admin_token(settings)
         self.metrics = RequestMetrics()
         self.tracing = tracing_of(settings, clock, VERSION)
+        self.connections = ConnectionCounts()
+        self.metrics.registry.register(self.connections)
+        self.body_bytes_in_flight = 0
+        """Of requests that have no answer yet."""
         if self.tracing is not None:
             self.metrics.registry.register(TraceCollector(self.tracing.export))
         self.poison = PoisonGuard(

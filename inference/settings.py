@@ -118,8 +118,61 @@ class InferenceSettings(BaseModel):
     body_timeout_seconds: float = Field(
         default=10.0, gt=0, le=600, description="A body that takes longer to arrive is a 408."
     )
+    body_bytes_per_second: float = Field(
+        default=1024.0,
+        gt=0,
+        le=2**40,
+        description="A body that arrives more slowly is a 408, after two seconds of grace.",
+    )
+    max_body_bytes_in_flight: int = Field(
+        default=256 * MIB,
+        ge=1024,
+        le=2**50,
+        description="Bodies of all requests that have no answer yet; above, new ones get 503.",
+    )
     max_prompt_characters: int = Field(
         default=8192, ge=1, le=1_000_000, description="Longest prompt text, else 400."
+    )
+
+    # --- connections
+    max_connections: int = Field(
+        default=1000,
+        ge=1,
+        le=1_000_000,
+        description="Open connections; on more, models are refused (429), health still answers.",
+    )
+    max_connections_per_address: int | None = Field(
+        default=None,
+        ge=1,
+        le=1_000_000,
+        description="The same for one client address; none is no limit, as behind a proxy.",
+    )
+    trusted_proxies: tuple[str, ...] = Field(
+        default=(),
+        description="Addresses or networks whose X-Forwarded-For and -Proto headers are believed.",
+    )
+    head_timeout_seconds: float = Field(
+        default=10.0, gt=0, le=600, description="A request head that takes longer is a 408."
+    )
+    keep_alive_seconds: int = Field(
+        default=75,
+        ge=1,
+        le=3600,
+        description="Idle time after which a connection is closed. Above that of the load balancer "
+        "in front, or it will send requests into closing connections.",
+    )
+    write_timeout_seconds: float = Field(
+        default=20.0,
+        gt=0,
+        le=600,
+        description="A client that lets an answer wait for this long is cut off.",
+    )
+    write_buffer_bytes: int = Field(
+        default=64 * 1024,
+        ge=0,
+        le=64 * MIB,
+        description="Part of an answer that may wait in the service for its client, beside what "
+        "the kernel holds; more than that, and the client's time to read begins.",
     )
 
     # --- degradation

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ValidationError
 from inference.errors import (
     ClientGoneError,
     InvalidRequestError,
+    MemoryLimitError,
     RequestTimeoutError,
     RequestTooLargeError,
     ServiceError,
@@ -44,6 +45,10 @@ Body = TypeVar("Body", bound=BaseModel)
 _FORM = "application/x-www-form-urlencoded"
 _JSON_TYPES = {"", "application/json", _FORM}
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+# Time in which a body may be slower than its minimum rate: a round trip or two.
+_BODY_GRACE_SECONDS = 2.0
 
 
 class Shape(StrEnum):
@@ -88,6 +93,7 @@ class Exchange:
         self.ticket: Ticket | None = None
         self.tensor_ticket: TensorTicket | None = None
         self.error: ServiceError | None = None
+        self._body_bytes = 0
         self._received = False
         self._response_started = False
         self.status = 500
@@ -227,35 +233,59 @@ class Exchange:
         Raises:
             RequestTooLargeError: it is longer than allowed.
             RequestTimeoutError: it came too slowly.
+            MemoryLimitError: there is no room for it beside those of waiting requests.
             ClientGoneError: the client left before it was sent.
         """
-        limit = limit or self.service.settings.max_body_bytes
+        settings = self.service.settings
+        limit, seconds = limit or settings.max_body_bytes, settings.body_timeout_seconds
         declared = self.header("content-length")
         if declared.isdecimal() and int(declared) > limit:
             raise RequestTooLargeError(f"the body has {declared} bytes; the limit is {limit}")
-        seconds = self.service.settings.body_timeout_seconds
         try:
-            async with asyncio.timeout(seconds):
-                raw = await self._read_chunks(limit)
+            async with asyncio.timeout(min(seconds, _BODY_GRACE_SECONDS)) as timer:
+                raw = await self._read_chunks(limit, timer)
         except TimeoutError:
-            raise RequestTimeoutError(f"the body did not arrive within {seconds:g} s") from None
+            raise RequestTimeoutError(
+                f"the body did not arrive within {seconds:g} s, or came at less than "
+                f"{settings.body_bytes_per_second:g} bytes/s"
+            ) from None
         self.read_at = self.service.clock()
         return raw
 
-    async def _read_chunks(self, limit: int) -> bytes:
+    def release(self) -> None:
+        """Give back what the body took of the service's memory for bodies."""
+        self.service.body_bytes_in_flight -= self._body_bytes
+        self._body_bytes = 0
+
+    async def _read_chunks(self, limit: int, timer: asyncio.Timeout) -> bytes:
+        settings = self.service.settings
+        began = asyncio.get_running_loop().time()
         chunks: list[bytes] = []
-        size = 0
         while True:
             message = await self._receive()
             if message["type"] == "http.disconnect":
                 raise ClientGoneError("the client left before its request was complete")
             chunk = message.get("body", b"")
-            size += len(chunk)
-            if size > limit:
+            self._hold(len(chunk))
+            if self._body_bytes > limit:
                 raise RequestTooLargeError(f"the body is longer than {limit} bytes")
             chunks.append(chunk)
             if not message.get("more_body", False):
-                return b"".join(chunks)
+                return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+            earned = _BODY_GRACE_SECONDS + self._body_bytes / settings.body_bytes_per_second
+            timer.reschedule(began + min(settings.body_timeout_seconds, earned))
+
+    def _hold(self, size: int) -> None:
+        """Count bytes of a body, if there is room for them beside those of the others."""
+        limit = self.service.settings.max_body_bytes_in_flight
+        if self.service.body_bytes_in_flight + size > limit:
+            raise MemoryLimitError(
+                f"the bodies of waiting requests take {limit} bytes",
+                reason="bodies_in_flight",
+                retry_after_seconds=1.0,
+            )
+        self._body_bytes += size
+        self.service.body_bytes_in_flight += size
 
     async def _cancel_when_gone(self, ticket: Ticket | TensorTicket) -> None:
         while (await self._receive())["type"] != "http.disconnect":

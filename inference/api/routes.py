@@ -11,11 +11,14 @@ import structlog
 from inference.api import oip, openai
 from inference.api.http import Exchange, Receive, Scope, Send, Shape
 from inference.api.spans import begin, end
+from inference.connections import TOO_MANY_PER_ADDRESS
 from inference.errors import (
     INTERNAL_MESSAGE,
     ClientGoneError,
     EndpointNotFoundError,
     MethodNotAllowedError,
+    OverloadedError,
+    RateLimitedError,
     ServiceError,
 )
 from inference.metrics import UNKNOWN
@@ -69,6 +72,20 @@ def is_inference_path(path: str) -> bool:
     return path in {"/v1", "/v2"} or path.startswith(("/v1/", "/v2/"))
 
 
+def check_connection(exchange: Exchange) -> None:
+    """Refuse user load on a connection over the limit of their number.
+
+    Raises:
+        OverloadedError: there are too many in all.
+        RateLimitedError: there are too many of this client.
+    """
+    refusal = exchange.scope.get("state", {}).get("refusal")
+    if not refusal:
+        return
+    kind = RateLimitedError if refusal == TOO_MANY_PER_ADDRESS else OverloadedError
+    raise kind("too many connections", reason=refusal, retry_after_seconds=1.0)
+
+
 class InferenceRoutes:
     """Pure ASGI application of the two protocols."""
 
@@ -99,12 +116,15 @@ class InferenceRoutes:
             else:
                 await exchange.send_error(EndpointNotFoundError("no such endpoint"))
         finally:
+            exchange.release()
             if found is None or found[0].counted:
                 exchange.finish()
                 end(exchange)
 
     async def _run(self, route: Route, exchange: Exchange) -> None:
         try:
+            if route.counted:
+                check_connection(exchange)
             await route.handler(exchange)
         except ClientGoneError as error:
             exchange.status, exchange.error = error.status, error

@@ -24,6 +24,7 @@ from inference.app import InferenceApp, create_app
 from inference.engines.decoding import DecoderContext
 from inference.engines.onnx import OnnxRuntime
 from inference.model import read_metadata
+from inference.server import server_config
 from inference.settings import InferenceSettings
 from inference.worker.cache import PrefixCache
 from inference.worker.decoder import Decoder, DecoderLimits
@@ -242,8 +243,10 @@ def own_repository(tmp_path: Path) -> Path:
 class Live:
     """A running service on a free port."""
 
-    def __init__(self, app: InferenceApp, port: int) -> None:
+    def __init__(self, app: InferenceApp, sockets: Any) -> None:
         self.app = app
+        self.sockets = sockets
+        port = sockets[0].getsockname()[1]
         self.service = app.service
         self.url = f"http://127.0.0.1:{port}"
         self.client = httpx.Client(base_url=self.url, timeout=30.0)
@@ -301,15 +304,14 @@ def run_service(
     app = create_app(
         InferenceSettings(repository=repository, state_dir=state_dir, **{**values, **settings})
     )
-    config = uvicorn.Config(
-        app, port=0, log_level="warning", lifespan="on", ws="none", timeout_graceful_shutdown=2
-    )
+    config = server_config(app, "127.0.0.1", 0)
+    config.timeout_graceful_shutdown = 2
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, name="uvicorn")
     thread.start()
     try:
         eventually(lambda: server.started, "the server listens")
-        live = Live(app, server.servers[0].sockets[0].getsockname()[1])
+        live = Live(app, server.servers[0].sockets)
         with live.client, live.admin:
             if wait_ready:
                 eventually(lambda: live.client.get("/health/ready").status_code == 200, "ready")
