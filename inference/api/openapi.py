@@ -65,6 +65,12 @@ _REQUEST_HEADERS: dict[str, tuple[str, dict[str, Any]]] = {
         {"type": "string"},
     ),
 }
+_EVENT: dict[str, Any] = {
+    "type": "object",
+    "description": "Each event is a chunk as JSON, or an error; the last one is `[DONE]`.",
+    "required": ["data"],
+    "properties": {"data": {"type": "string", "contentMediaType": "application/json"}},
+}
 _GENERATION_ERRORS = (400, 404, 408, 413, 415, 422, 429, 500, 503, 504)
 
 
@@ -199,7 +205,7 @@ def _complete(schemas: dict[str, Any], path: str, method: str, stub: dict[str, A
         for status, text in ((success, "OK"), *((also, "Not so now") for also in operation.also))
     }
     if operation.stream:
-        stream = {"text/event-stream": {"schema": {"type": "string"}}}
+        stream = {"text/event-stream": {"schema": _EVENT}}
         responses[success] = {**responses[success], "content": {**content, **stream}}
     if operation.generates:
         responses[success]["headers"] = _headers("X-Galen-Model")
