@@ -19,6 +19,7 @@ from inference.errors import (
     DeadlineExceededError,
     EngineFailedError,
     InvalidRequestError,
+    MemoryLimitError,
     ServiceError,
 )
 from inference.model import GoldenPrompt, ModelMetadata
@@ -227,14 +228,15 @@ def _error_of(failure: Failed) -> ServiceError:
     match failure.code:
         case "prompt_too_long":
             return InvalidRequestError(failure.message, reason="context_length_exceeded")
-        case "empty_prompt":
-            return InvalidRequestError(failure.message, param="prompt")
-        case "unknown_task":
-            return InvalidRequestError(failure.message, param="task")
+        case "empty_prompt" | "unknown_task":
+            param = "prompt" if failure.code == "empty_prompt" else "task"
+            return InvalidRequestError(failure.message, param=param)
         case "deadline":
             return DeadlineExceededError("the deadline passed while decoding")
         case "cancelled":
             return ClientGoneError(failure.message)
+        case "memory_limit":
+            return MemoryLimitError(failure.message, retry_after_seconds=1.0)
         case _:
             return EngineFailedError(
                 f"the engine failed: {failure.message}", retry_after_seconds=1.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from enum import StrEnum
 from typing import Protocol, cast
 
@@ -31,6 +32,7 @@ from inference.worker.supervisor import (
 )
 from inference.worker.wire import (
     ClearCache,
+    DeviceChanged,
     Failed,
     Fault,
     Finished,
@@ -214,6 +216,15 @@ class EngineHost:
         return LoadPhase(self.heartbeat().load_phase)
 
     @property
+    def device_fallback(self) -> str:
+        """Why the model is not on the device that was wanted; empty while it is."""
+        ready = self.ready
+        if ready is None or ready.device == ready.wanted_device:
+            return ""
+        reason = ready.device_reason or "the library gave no reason"
+        return f"runs on {ready.device}, not on {ready.wanted_device}: {reason}"
+
+    @property
     def up(self) -> bool:
         """Whether the worker lives and its model is loaded."""
         return self.ready is not None and self.supervisor.status.state is SupervisorState.RUNNING
@@ -333,6 +344,8 @@ class EngineHost:
             faults=[[fault.name, dict(fault.parameters)] for fault in self.persistent_faults],
             stream_interval_seconds=settings.stream_interval_seconds,
             prefill_tokens_per_step=settings.prefill_tokens_per_step,
+            device=settings.device,
+            allow_device_fallback=settings.allow_device_fallback,
         )
 
     def worker_launched(self, worker: WorkerProcess) -> None:
@@ -367,6 +380,8 @@ class EngineHost:
                 self.dispatcher.receive(message)
             case Ready():
                 fresh, self.ready = self.ready is None, message
+                if self.device_fallback:
+                    _log.warning("device_fallback", model=self.model, reason=self.device_fallback)
                 if self._clear_when_ready:
                     self._clear_when_ready = False
                     self.clear_faults()
@@ -375,6 +390,10 @@ class EngineHost:
                 self._on_loaded(self.model, message.version, fresh=fresh)
                 if self._link is not None:
                     self.dispatcher.attach(self._link, message)
+            case DeviceChanged(device, reason):
+                _log.warning("device_changed", model=self.model, device=device, reason=reason)
+                if self.ready is not None:
+                    self.ready = replace(self.ready, device=device, device_reason=reason)
             case Loaded():
                 if self._reload is not None and not self._reload.done():
                     self._reload.set_result(message)
@@ -385,7 +404,12 @@ class EngineHost:
         """The socket ended: the worker is dead or dying, whatever the supervisor knows yet."""
         if link is not self._link:
             return
-        self._drop_worker("the worker ended", self.supervisor.status.ending)
+        reason = "the worker ended"
+        if self._worker is not None:
+            record = self._worker.heartbeat()
+            if record.state == WorkerState.DEVICE_LOST:
+                reason = f"the device was lost: {record.detail}"
+        self._drop_worker(reason, self.supervisor.status.ending)
 
     def _forget(self, reason: str, planned: bool) -> None:
         if self.ready is not None:

@@ -15,8 +15,6 @@ from inference.engine_host import EngineHost
 from inference.settings import InferenceSettings
 from inference.worker.supervisor import SupervisorState
 
-_EXPECTED_DEVICE = {"onnx": "cpu"}
-
 
 @dataclass(frozen=True, slots=True)
 class Layer:
@@ -25,6 +23,8 @@ class Layer:
     ok: bool | None
     reason: str = ""
     age_seconds: float | None = 0.0
+    tolerated: bool = False
+    """Not fine, and traffic may come all the same: the settings say so."""
 
     @property
     def word(self) -> str:
@@ -63,15 +63,14 @@ def judge(
 
 def _device(host: EngineHost, settings: InferenceSettings, now: float) -> Layer:
     """Compare the device in use with the one that the engine is meant for."""
-    ready = host.ready
     lost = host.supervisor.status.device_lost
     if lost:
         return Layer(ok=False, reason=f"the device was lost: {lost}")
-    if ready is None:
+    if host.ready is None:
         return Layer(None, "no model is loaded", None)
-    expected = _EXPECTED_DEVICE.get(settings.engine, "cuda")
-    if ready.device != expected:
-        return Layer(ok=False, reason=f"runs on {ready.device}, not on {expected}")
+    if host.device_fallback:
+        tolerated = settings.allow_device_fallback
+        return Layer(ok=False, reason=host.device_fallback, tolerated=tolerated)
     return Layer(ok=True, age_seconds=max(0.0, now - host.heartbeat().ready_at))
 
 

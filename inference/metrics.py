@@ -185,6 +185,10 @@ class EngineCollector(Collector):
             "llm_batch_size": ("Sequences decoded together", lambda h: h.heartbeat().batch_size),
             "llm_slots": ("Slots that may be filled", lambda h: h.dispatcher.max_slots),
             "engine_up": ("The worker lives and its model is loaded", lambda h: float(h.up)),
+            "engine_device_fallback": (
+                "The model is not on the device that was wanted",
+                lambda h: float(bool(h.device_fallback)),
+            ),
             "engine_step_age_seconds": (
                 "Time since the last finished step while work is pending",
                 lambda h: h.step_age_seconds(),

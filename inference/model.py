@@ -6,7 +6,7 @@ import json
 import tomllib
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,16 @@ class GoldenPrompt:
 
 
 @dataclass(frozen=True, slots=True)
+class Variant:
+    """The same model in another precision; a line of the table ``variants``."""
+
+    file: str
+    """Name of the model in the version folder."""
+    tolerance: float | None = None
+    """For golden tensors, in place of their own; a decoder's answers must be right to the letter."""
+
+
+@dataclass(frozen=True, slots=True)
 class DecoderMetadata:
     """One version of a language model."""
 
@@ -57,6 +67,7 @@ class DecoderMetadata:
     prompts: Mapping[str, tuple[str, str]]
     """Task to what stands before and after the user's text."""
     golden: tuple[GoldenPrompt, ...]
+    variants: Mapping[str, Variant] = field(default_factory=dict)
     kind: ModelKind = ModelKind.DECODER
 
 
@@ -82,6 +93,7 @@ class TensorMetadata:
     golden: tuple[GoldenTensors, ...]
     max_batch_rows: int | None = None
     """Rows computed together at most; None is the service's setting."""
+    variants: Mapping[str, Variant] = field(default_factory=dict)
     kind: ModelKind = ModelKind.TENSOR
 
 
@@ -140,6 +152,7 @@ def _decoder(table: Mapping[str, Any], path: Path) -> DecoderMetadata:
             task: _split_template(template, path) for task, template in table["prompts"].items()
         },
         golden=tuple(_golden(item) for item in table.get("golden", [])),
+        variants=_variants(table),
     )
 
 
@@ -166,7 +179,22 @@ def _tensor(table: Mapping[str, Any], path: Path) -> TensorMetadata:
         version=int(table["version"]),
         golden=tuple(_golden_tensors(item, path) for item in table.get("golden", [])),
         max_batch_rows=rows,
+        variants=_variants(table),
     )
+
+
+def _variants(table: Mapping[str, Any]) -> dict[str, Variant]:
+    """Read ``variants = {int8 = "model.int8.onnx"}``; a line may be ``{file, tolerance}`` too."""
+    found: dict[str, Variant] = {}
+    for name, value in table.get("variants", {}).items():
+        item = {"file": value} if isinstance(value, str) else value
+        file, tolerance = str(item["file"]), item.get("tolerance")
+        if not file or Path(file).name != file:
+            raise ValueError(f"variants.{name} must name a file of this folder, not {file!r}")
+        if tolerance is not None and not float(tolerance) >= 0:
+            raise ValueError(f"variants.{name}.tolerance must not be negative: {tolerance}")
+        found[name] = Variant(file, None if tolerance is None else float(tolerance))
+    return found
 
 
 def _golden_tensors(item: Mapping[str, Any], path: Path) -> GoldenTensors:

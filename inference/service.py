@@ -326,6 +326,13 @@ class InferenceService:
 
     # --- health
 
+    def device_note(self, model: str) -> str:
+        """Return what an answer says about the device: nothing, unless it is not the wanted one."""
+        host = self.hosts.get(model)
+        if host is None or host.ready is None or not host.device_fallback:
+            return ""
+        return f"{host.ready.device} (wanted {host.ready.wanted_device})"
+
     @property
     def serving_model(self) -> str:
         """The model that answers requests for the default model now."""
@@ -348,7 +355,11 @@ class InferenceService:
         if self.degradation.level >= Level.REFUSE:
             return f"degradation level 4: {self.degradation.reason}"
         report = self.health()
-        bad = [f"{name}: {layer.reason}" for name, layer in report.layers.items() if not layer.ok]
+        bad = [
+            f"{name}: {layer.reason}"
+            for name, layer in report.layers.items()
+            if not layer.ok and not layer.tolerated
+        ]
         return "; ".join(bad)
 
     @property

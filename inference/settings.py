@@ -36,8 +36,18 @@ class InferenceSettings(BaseModel):
         max_length=8,
         description="Models to serve; the first is the default, the next one its fallback.",
     )
-    engine: Literal["onnx", "tensorrt", "tensorrt_rtx"] = Field(
-        default="onnx", description="Library that runs the models."
+    engine: Literal["onnx", "tensorrt", "tensorrt_rtx", "fake_tensorrt"] = Field(
+        default="onnx",
+        description="Library that runs the models; fake_tensorrt rehearses TensorRT's failures.",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto",
+        description="Device of ONNX Runtime; auto is CUDA where onnxruntime was built with it.",
+    )
+    allow_device_fallback: bool = Field(
+        default=True,
+        description="Serve on the CPU, and say so, where CUDA was wanted and is not used; "
+        "false refuses to load.",
     )
     engine_threads: int = Field(
         default=1, ge=1, le=64, description="Threads inside one engine (ONNX Runtime intra-op)."

@@ -98,14 +98,21 @@ class Placement:
     weights: str
     inputs: str
     outputs: str
+    wanted: str
+    """The device that was asked for."""
     reason: str = ""
-    """Why this is not the device that was asked for; empty when it is."""
+    """Why it is not that one; empty when it is."""
 
     @property
     def device(self) -> str:
         """``cpu`` or ``cuda``; ``mixed`` when the parts are in different places."""
         places = {self.weights, self.inputs, self.outputs}
         return places.pop() if len(places) == 1 else "mixed"
+
+    @property
+    def fell_back(self) -> bool:
+        """Whether something computes elsewhere than it should."""
+        return self.device != self.wanted
 
 
 class ResidentTensor(Protocol):

@@ -223,7 +223,7 @@ def find_placement(session: Any, wanted: str) -> Placement:
         reason = f"these nodes do not run on {wanted}: {found}"
     inputs = _memory_device(session, "get_input_memory_infos", bound)
     outputs = _memory_device(session, "get_output_memory_infos", bound)
-    return Placement(weights, inputs, outputs, reason)
+    return Placement(weights, inputs, outputs, wanted, reason)
 
 
 def _nodes_elsewhere(session: Any, wanted: str) -> Counter[str]:

@@ -190,7 +190,9 @@ class TensorRtEngine:
         """Say where tensors are, and see that the device still answers."""
         self._cuda.call("cudaGetDevice")
         signature = self.signature
-        return Placement("cuda", self._side(signature.inputs), self._side(signature.outputs))
+        inputs, outputs = self._side(signature.inputs), self._side(signature.outputs)
+        reason = "" if inputs == outputs == "cuda" else "the plan reads or writes host memory"
+        return Placement("cuda", inputs, outputs, "cuda", reason)
 
     def create_context(self) -> TensorRtContext:
         """Make an execution context.

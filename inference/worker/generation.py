@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from inference.engines.contract import Engine, EngineError
+from inference.engines.contract import Engine, EngineError, Placement
 from inference.engines.decoding import DecoderContext, check_decoder
 from inference.model import TOKENIZER_FILE, DecoderMetadata, ModelFormatError, read_metadata
 from inference.worker.cache import PrefixCache
 from inference.worker.decoder import Decoder, DecoderLimits
-from inference.worker.heartbeat import HeartbeatWriter, LoadPhase
+from inference.worker.heartbeat import HeartbeatWriter
 from inference.worker.wire import Finished, Generate, Message, Ready, Request, WireError
-from inference.worker.workload import LoadContext, make_runtime
+from inference.worker.workload import LoadContext, load_engine
 
 _GOLDEN_MAX_TOKENS = 128
 
@@ -28,6 +28,11 @@ class GenerationWorkload:
     def describe(self) -> Ready:
         """Say what was loaded."""
         return Ready(self._metadata.version, self._engine.kind, self._engine.device, 0.0)
+
+    @property
+    def placement(self) -> Placement:
+        """Where the model is, asked of the library anew."""
+        return self._engine.placement()
 
     @property
     def active(self) -> int:
@@ -99,12 +104,7 @@ def load_generation(folder: Path, context: LoadContext) -> GenerationWorkload:
     if not isinstance(metadata, DecoderMetadata):
         raise ModelFormatError(f"{folder} is not a language model")
     start = context.start
-    runtime = make_runtime(start.engine, start.threads)
-    support = runtime.is_supported()
-    if not support.supported:
-        raise EngineError(support.reason)
-    context.enter(LoadPhase.DESERIALIZE)
-    engine = runtime.load(folder)
+    engine = load_engine(folder, metadata, context)
     check_decoder(engine.signature, metadata.shape, str(folder))
     try:
         # Read here, not by the library: it keeps the interpreter's lock while it waits for the

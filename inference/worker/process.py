@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from inference.engines.contract import DeviceLostError, EngineError
+from inference.engines.contract import DeviceLostError, EngineError, Placement
 from inference.model import ModelFormatError, check_identity, read_metadata
 from inference.worker.faults import FaultInjector
 from inference.worker.frames import Buffer, RunBatch
@@ -28,6 +28,7 @@ from inference.worker.heartbeat import HeartbeatWriter, LoadPhase, WorkerState
 from inference.worker.wire import (
     Cancel,
     ClearCache,
+    DeviceChanged,
     Failed,
     FrameDecoder,
     Generate,
@@ -59,6 +60,7 @@ class _Served:
     """A loaded version and how long that took."""
 
     workload: Workload
+    variant: str
     load_seconds: float
 
 
@@ -84,6 +86,7 @@ class Worker:
         self._next: tuple[Load, _Served | None, str] | None = None
         self._served: _Served
         self._start: Start
+        self._placement: Placement
 
     def install_signals(self) -> None:
         """SIGTERM drains; SIGUSR1 clears injected faults, even from a hung step."""
@@ -104,7 +107,9 @@ class Worker:
             return EXIT_ORPHANED
         self._start = start
         try:
-            self._served = self._load(Path(start.folder), self._heartbeat)
+            self._served = self._load(Path(start.folder), start.variant, self._heartbeat)
+        except DeviceLostError as error:
+            return self._give_up_device(str(error))
         except (EngineError, ModelFormatError, OSError, ValueError) as error:
             record.state = WorkerState.LOAD_FAILED
             self._heartbeat.write_detail(str(error))
@@ -131,18 +136,24 @@ class Worker:
             if not self._busy:
                 continue
             self._set_state(WorkerState.DRAINING if self._stopping else WorkerState.BUSY)
-            if not self._work():
-                return EXIT_DEVICE_LOST
+            if reason := self._work():
+                return self._give_up_device(reason)
             if not self._busy:
                 self._set_state(WorkerState.IDLE)
         return EXIT_DRAINED
 
-    def _work(self) -> bool:
+    def _give_up_device(self, reason: str) -> int:
+        """Leave behind why this process ends; return its exit status."""
+        self._heartbeat.record.state = WorkerState.DEVICE_LOST
+        self._heartbeat.write_detail(reason)
+        return EXIT_DEVICE_LOST
+
+    def _work(self) -> str:
         """Start what waits, do the next step for everybody, and send what came of it at once.
 
         While a proven version waits for the running batch to end, new requests wait for it: under
         steady load the batch would never be empty, and the swap would never come.
-        Return False when the device is lost: this process is of no use any more.
+        Return why the device is lost, when it is: this process is of no use any more then.
         """
         workload = self._served.workload
         swapping = self._next is not None and self._next[1] is not None
@@ -153,14 +164,16 @@ class Worker:
                 messages.append(Failed(request.number, "deadline", "deadline exceeded"))
             else:
                 self._announce(request)
+                if request.canary and (reason := self._check_device()):
+                    return reason
                 messages += workload.start(request)
         messages += workload.step()
-        if self._lost_device(messages):
-            return False
+        if reason := self._lost_device(messages):
+            return reason
         self._send(messages)
-        return True
+        return ""
 
-    def _lost_device(self, messages: Sequence[Message]) -> bool:
+    def _lost_device(self, messages: Sequence[Message]) -> str:
         """Look for requests on which the device was lost, and leave their numbers behind.
 
         They are not answered here: to the front they are what the worker worked on when it went
@@ -168,13 +181,10 @@ class Worker:
         """
         lost = [m for m in messages if isinstance(m, Failed) and m.code == DeviceLostError.code]
         if not lost:
-            return False
+            return ""
         self._send([message for message in messages if message not in lost])
-        record = self._heartbeat.record
-        record.state = WorkerState.DEVICE_LOST
-        record.running_ids = tuple(message.number for message in lost)
-        self._heartbeat.write_detail(lost[0].message)
-        return True
+        self._heartbeat.record.running_ids = tuple(message.number for message in lost)
+        return lost[0].message
 
     def _announce(self, request: Request) -> None:
         """Name the request in the heartbeat before it can do harm: who dies here says on what."""
@@ -183,6 +193,21 @@ class Worker:
         self._heartbeat.write()
         if isinstance(request, Generate):
             self.faults.take(request.text)
+
+    def _check_device(self) -> str:
+        """Ask again where the model is: a library may move it without a word.
+
+        Return why the device is lost, when it is; no request is to blame then.
+        """
+        try:
+            placement = self._served.workload.placement
+        except DeviceLostError as error:
+            self._heartbeat.record.running_ids = ()
+            return str(error)
+        if placement != self._placement:
+            self._placement = placement
+            self._send([DeviceChanged(placement.device, placement.reason)])
+        return ""
 
     def _receive(self, *, block: bool) -> bool:
         """Handle what arrived; return False once the front is gone."""
@@ -237,22 +262,22 @@ class Worker:
                 return message
         return None
 
-    def _load(self, folder: Path, heartbeat: HeartbeatWriter) -> _Served:
+    def _load(self, folder: Path, variant: str, heartbeat: HeartbeatWriter) -> _Served:
         """Load a version folder as the kind that its ``model.toml`` names."""
         started = self._clock()
         heartbeat.enter(LoadPhase.READ, started)
         metadata = read_metadata(folder)
         check_identity(metadata, folder)
         check_folder(folder, self._start.engine)
-        context = LoadContext(self._start, self.faults, heartbeat, self._clock)
+        context = LoadContext(self._start, self.faults, heartbeat, self._clock, variant)
         workload = workload_loader(metadata.kind)(folder, context)
         heartbeat.enter(LoadPhase.NONE, self._clock())
-        return _Served(workload, self._clock() - started)
+        return _Served(workload, variant, self._clock() - started)
 
     def _load_beside(self, message: Load) -> None:
         """Load and prove another version while this one serves; runs in its own thread."""
         try:
-            served = self._load(Path(message.folder), HeartbeatWriter.private())
+            served = self._load(Path(message.folder), message.variant, HeartbeatWriter.private())
             reason = served.workload.prove()
             served.workload.use_heartbeat(self._heartbeat)
             self._next = (message, None if reason else served, reason)
@@ -276,7 +301,15 @@ class Worker:
 
     def _ready(self) -> Ready:
         workload = self._served.workload
-        return replace(workload.describe(), load_seconds=self._served.load_seconds)
+        self._placement = placement = workload.placement
+        return replace(
+            workload.describe(),
+            load_seconds=self._served.load_seconds,
+            device=placement.device,
+            wanted_device=placement.wanted,
+            device_reason=placement.reason,
+            variant=self._served.variant,
+        )
 
     def _set_state(self, state: WorkerState) -> None:
         if self._heartbeat.record.state != state:

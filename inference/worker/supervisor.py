@@ -220,6 +220,8 @@ class Supervisor:
         record = worker.heartbeat()
         if status is not None:
             self._lose(record.detail or f"the worker ended with status {status} while it loaded")
+            if record.state == WorkerState.DEVICE_LOST:
+                self._update(device_lost=record.detail)
             self._after_load_failure(now)
         elif record.ready:
             self._failed_loads = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ from inference.engines.contract import (
     Array,
     Context,
     Engine,
-    EngineError,
     EngineLoadError,
     EngineStepError,
+    Placement,
     TensorSpec,
 )
 from inference.model import GoldenTensors, ModelFormatError, TensorMetadata, read_metadata
@@ -23,7 +24,7 @@ from inference.tensor.golden import difference
 from inference.worker.frames import BatchDone, RunBatch, Tensor
 from inference.worker.heartbeat import HeartbeatWriter
 from inference.worker.wire import Failed, Message, Ready, Request, WireError
-from inference.worker.workload import LoadContext, make_runtime
+from inference.worker.workload import LoadContext, load_engine
 
 
 class TensorWorkload:
@@ -61,6 +62,11 @@ class TensorWorkload:
             outputs=[info.to_wire() for info in self.outputs],
             max_batch_rows=self.max_batch_rows,
         )
+
+    @property
+    def placement(self) -> Placement:
+        """Where the model is, asked of the library anew."""
+        return self._engine.placement()
 
     def start(self, request: Request) -> Sequence[Message]:
         """Compute a batch and return its outputs, or why there are none."""
@@ -239,11 +245,11 @@ def load_tensors(folder: Path, context: LoadContext) -> TensorWorkload:
     metadata = read_metadata(folder)
     if not isinstance(metadata, TensorMetadata):
         raise ModelFormatError(f"{folder} is not a tensor model")
-    runtime = make_runtime(context.start.engine, context.start.threads)
-    support = runtime.is_supported()
-    if not support.supported:
-        raise EngineError(support.reason)
-    engine = runtime.load(folder)
+    engine = load_engine(folder, metadata, context)
+    variant = metadata.variants.get(context.variant)
+    if variant is not None and variant.tolerance is not None:
+        tolerant = (replace(golden, tolerance=variant.tolerance) for golden in metadata.golden)
+        metadata = replace(metadata, golden=tuple(tolerant))
     execution = context.faults.wrap(engine.create_context())
     workload = TensorWorkload(metadata, engine, execution, context.heartbeat, context.clock)
     workload.warm_up()

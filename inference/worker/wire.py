@@ -47,6 +47,10 @@ class Start:
     """Persistent faults as ``[name, parameters]``."""
     stream_interval_seconds: float = 0.02
     prefill_tokens_per_step: int = 256
+    device: str = "auto"
+    allow_device_fallback: bool = True
+    variant: str = ""
+    """Name of a variant in ``model.toml``; empty is the model itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +101,8 @@ class Load:
 
     version: int
     folder: str
+    variant: str = ""
+    """As in `Start`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +112,25 @@ class Ready:
     version: int
     engine: str
     device: str
+    """The device that computes, as the library says."""
     load_seconds: float
     inputs: list[list[Any]] = field(default_factory=list)
     """Of a tensor model, as `TensorInfo.to_wire`."""
     outputs: list[list[Any]] = field(default_factory=list)
     max_batch_rows: int = 0
     """Rows that the model takes together; 0 where that is the front's choice."""
+    wanted_device: str = ""
+    device_reason: str = ""
+    """Why the two differ."""
+    variant: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceChanged:
+    """A check after `Ready` found the model elsewhere than then."""
+
+    device: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,17 +174,19 @@ class Failed:
 
     number: int
     code: str
-    """``cancelled``, ``deadline``, ``invalid_output``, ``prompt_too_long``, ``step_failed``."""
+    """``cancelled``, ``deadline``, ``invalid_output``, ``prompt_too_long``, ``step_failed``,
+    ``memory_limit``, ``device_lost``."""
     message: str
 
 
 Plain = (
     Start | Generate | Cancel | ClearCache | InjectFault | Load | Ready | Loaded | Token
-    | Finished | Failed
+    | Finished | Failed | DeviceChanged
 )  # fmt: skip
 Message = Plain | RunBatch | BatchDone
 MESSAGES: tuple[type[Plain], ...] = (
     Start, Generate, Cancel, ClearCache, InjectFault, Load, Ready, Loaded, Token, Finished, Failed,
+    DeviceChanged,
 )  # fmt: skip
 Request = Generate | RunBatch
 """What a worker starts and ends: has a ``number`` and a ``deadline``."""

@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
-from inference.engines.contract import EngineLoadError, Runtime
-from inference.engines.onnx import OnnxRuntime
-from inference.model import ModelKind
+from inference.engines.contract import Engine, EngineLoadError, Placement, Runtime
+from inference.engines.onnx import Device, OnnxRuntime
+from inference.model import ModelFormatError, ModelKind, ModelMetadata
 from inference.worker.faults import FaultInjector
 from inference.worker.heartbeat import HeartbeatWriter, LoadPhase
 from inference.worker.wire import Message, Ready, Request, Start
+
+_PLAN_ENGINES = frozenset({"tensorrt", "tensorrt_rtx"})
 
 
 class Workload(Protocol):
@@ -24,6 +26,11 @@ class Workload(Protocol):
 
     def describe(self) -> Ready:
         """Say what was loaded, and on which device it computes, as verified after loading."""
+        ...
+
+    @property
+    def placement(self) -> Placement:
+        """Where the model is, asked of the library anew; may raise `DeviceLostError`."""
         ...
 
     @property
@@ -64,6 +71,8 @@ class LoadContext:
     faults: FaultInjector
     heartbeat: HeartbeatWriter
     clock: Callable[[], float]
+    variant: str = ""
+    """Name of a variant in ``model.toml``; empty is the model itself."""
 
     def enter(self, phase: LoadPhase) -> None:
         """Say where the load is."""
@@ -86,10 +95,51 @@ def workload_loader(kind: ModelKind) -> WorkloadLoader:
     return loaders[kind]
 
 
-def make_runtime(engine: str, threads: int) -> Runtime:
-    """Return the runtime of a name: ``onnx``, ``tensorrt`` or ``tensorrt_rtx``."""
+def load_engine(folder: Path, metadata: ModelMetadata, context: LoadContext) -> Engine:
+    """Load the model of a version folder, or its variant, and see where it went.
+
+    Raises:
+        EngineError: it cannot be loaded, or it fell back to another device and must not.
+        ModelFormatError: there is no such variant.
+    """
+    start = context.start
+    runtime = make_runtime(start)
+    support = runtime.is_supported()
+    if not support.supported:
+        raise EngineLoadError(support.reason)
+    context.enter(LoadPhase.DESERIALIZE)
+    engine = runtime.load(folder, _variant_file(folder, metadata, context))
+    placement = engine.placement()
+    if placement.fell_back and not start.allow_device_fallback:
+        engine.close()
+        raise EngineLoadError(
+            f"the model is on {placement.device} and not on {placement.wanted}, which "
+            f"allow_device_fallback = false forbids: {placement.reason}"
+        )
+    return engine
+
+
+def _variant_file(folder: Path, metadata: ModelMetadata, context: LoadContext) -> str | None:
+    """Return the name of a variant's file."""
+    if not context.variant:
+        return None
+    if context.start.engine in _PLAN_ENGINES:
+        raise EngineLoadError("a plan has no variants: make each precision a version of its own")
+    variant = metadata.variants.get(context.variant)
+    if variant is None:
+        raise ModelFormatError(f"{folder} declares no variant {context.variant!r}")
+    return variant.file
+
+
+def make_runtime(start: Start) -> Runtime:
+    """Return the runtime that was asked for: ``onnx``, ``tensorrt``, ``tensorrt_rtx``, or a fake."""
+    engine = start.engine
     if engine == "onnx":
-        return OnnxRuntime(threads)
+        return OnnxRuntime(start.threads, cast("Device", start.device))
+    if engine not in _PLAN_ENGINES:
+        from inference.engines.fake import FakeTensorRtRuntime  # noqa: PLC0415 - for rehearsals
+
+        return FakeTensorRtRuntime()
     from inference.engines.tensorrt import TensorRtRuntime  # noqa: PLC0415 - needs a GPU
 
     return TensorRtRuntime.from_installed(engine)
@@ -101,7 +151,7 @@ def check_folder(folder: Path, engine: str) -> None:
     Raises:
         EngineLoadError: with every reason; TensorRT itself would only return no engine.
     """
-    if engine == "onnx":
+    if engine not in _PLAN_ENGINES:
         return
     # Only plans need it, and a worker that imports little starts quickly.
     from inference.engines.onnx import MODEL_FILE  # noqa: PLC0415
