@@ -12,7 +12,7 @@ import structlog
 
 from inference.dispatch import Dispatcher, TicketListener, golden_messages
 from inference.dispatch_contract import EngineDispatcher, Suspect
-from inference.errors import ConflictError, InvalidRequestError, UnavailableError
+from inference.errors import ConflictError, InvalidRequestError, NotFoundError, UnavailableError
 from inference.model import ModelFormatError, ModelKind, ModelMetadata
 from inference.poison.sandbox import Numbered, Sandbox, SandboxLimits, numbered
 from inference.rates import RETRY_AFTER_LIMIT_SECONDS, retry_after
@@ -76,6 +76,7 @@ class EngineState(StrEnum):
     STALLED = "stalled"
     RESTARTING = "restarting"
     FAILED = "failed"
+    UNLOADED = "unloaded"
 
 
 class EngineHost:
@@ -109,6 +110,8 @@ class EngineHost:
         self.supervisor = Supervisor(model, settings, self._launch, self, clock)
         self.ready: Ready | None = None
         """What the running worker loaded; None while none is ready."""
+        self.closed = ""
+        """Why it takes no requests although nothing is wrong: it is being unloaded, or is."""
         self.load_seconds = 0.0
         self.reload_failures = 0
         self.persistent_faults: list[Fault] = []
@@ -195,6 +198,8 @@ class EngineHost:
         """Return what the engine does."""
         status = self.supervisor.status
         match status.state:
+            case SupervisorState.STOPPED if self.closed:
+                return EngineState.UNLOADED
             case SupervisorState.FAILED | SupervisorState.STOPPED:
                 return EngineState.FAILED
             case SupervisorState.STARTING:
@@ -233,8 +238,13 @@ class EngineHost:
         """Refuse at once what no engine will answer soon.
 
         Raises:
-            UnavailableError: the engine is down and not by plan.
+            UnavailableError: the engine is down and not by plan, or the model was unloaded.
         """
+        if self.closed:
+            raise UnavailableError(
+                f"{self.model} {self.closed}; POST /v2/repository/models/{self.model}/load",
+                reason="model_unloaded",
+            )
         status = self.supervisor.status
         if status.state in {SupervisorState.BACKOFF, SupervisorState.FAILED}:
             raise UnavailableError(
@@ -252,7 +262,18 @@ class EngineHost:
     # --- what it is told
 
     def restart(self, reason: str) -> None:
-        """Restart the worker by plan; waiting requests stay."""
+        """Restart the worker by plan; waiting requests stay.
+
+        Raises:
+            ConflictError: the model was unloaded.
+        """
+        if self.closed:
+            raise ConflictError(f"{self.model} {self.closed}: load it, there is nothing to restart")
+        self.open(reason)
+
+    def open(self, reason: str) -> None:
+        """Start the worker, or restart the one that there is."""
+        self.closed = ""
         self.dispatcher.pause()
         self.supervisor.restart(reason)
         self._wake_supervisor()
@@ -332,7 +353,12 @@ class EngineHost:
     # --- from the supervisor's thread
 
     def _launch(self) -> WorkerProcess:
-        return LaunchedWorker(self._start_message(self._repository.active(self.model)))
+        try:
+            version = self._repository.active(self.model)
+        except NotFoundError as error:
+            # Its folders are gone. To the supervisor it is a worker that cannot be started.
+            raise FileNotFoundError(error.message) from error
+        return LaunchedWorker(self._start_message(version))
 
     def _start_message(self, version: int) -> Start:
         settings = self._settings

@@ -240,6 +240,16 @@ class ModelRepository:
             state.quarantined.pop(version, None)
             self._write_state()
 
+    def choice(self, model: str) -> int | None:
+        """Return the version that was chosen, None if none ever was."""
+        return self._model(model).active
+
+    def restore(self, model: str, choice: int | None) -> None:
+        """Go back to an earlier choice."""
+        with self._lock:
+            self._model(model).active = choice
+            self._write_state()
+
     def mark_good(self, model: str, version: int) -> None:
         """Remember that a version serves; from now on it is the one in use.
 

@@ -232,6 +232,36 @@ class InferenceSettings(BaseModel):
         "fail and the state `stalled`; nothing is restarted yet.",
     )
 
+    # --- releases
+    probation_seconds: float = Field(
+        default=120.0,
+        ge=0,
+        le=86_400,
+        description="A version that was swapped in is watched for this long, and goes back by itself "
+        "if it is worse than the one before; 0 is off.",
+    )
+    probation_minimum_requests: int = Field(
+        default=20, ge=10, le=100_000, description="Requests of a version before it is judged."
+    )
+    probation_latency_ratio: float = Field(
+        default=1.25,
+        ge=1,
+        le=100,
+        description="How much slower per token, or per call, a new version may be.",
+    )
+    probation_false_alarm_share: float = Field(
+        default=0.01,
+        gt=0,
+        le=0.5,
+        description="Share of equally good versions that may be rolled back by mistake.",
+    )
+    max_loaded_models: int = Field(
+        default=8,
+        ge=1,
+        le=64,
+        description="Models that may be loaded together, those loaded at run time included.",
+    )
+
     # --- supervision
     progress_budget_seconds: float = Field(
         default=15.0,
@@ -339,6 +369,8 @@ class InferenceSettings(BaseModel):
                 "progress_budget_seconds must be above stall_seconds: a worker is restarted "
                 "only after it was seen to stall"
             )
+        if len(self.models) > self.max_loaded_models:
+            raise ValueError("max_loaded_models must not be below the number of models")
         if len(set(self.models)) != len(self.models):
             raise ValueError("models must not name a model twice")
         return self

@@ -43,8 +43,6 @@ _LEAST_TIMES = 10
 _TOLERATED_ERROR_SHARE = 0.05
 # A probation without enough traffic ends after this many times its length.
 _PATIENCE = 10.0
-# The first failure may be a deadline that a busy machine missed.
-_CANARY_FAILURES = 2
 # One crash may be a poison request's doing.
 _ENGINE_FAILURES = 2
 
@@ -138,24 +136,23 @@ class Probation:
         self._baseline = baseline
         self._looks = 0
         self._next_look = rules.minimum_requests
-        self._canary_failures = 0
-        self._canary_at = now
+        self._canary_problem = ""
         self._engine_failures = 0
+        self._engine_problem = ""
 
     def observe(self, observation: Observation) -> None:
         """Take a request of the new version."""
         self.record.add(observation)
         self.requests += 1
 
-    def observe_canary(self, at: float, *, ok: bool) -> None:
-        """Take the newest golden answer; one that was seen before, or began before, says nothing."""
-        if at > self._canary_at:
-            self._canary_at = at
-            self._canary_failures = 0 if ok else self._canary_failures + 1
+    def observe_canary(self, asked_at: float, problem: str) -> None:
+        """Take what the canary believes; what it asked before this version served says nothing."""
+        self._canary_problem = problem if asked_at > self.since else ""
 
-    def observe_engine(self, failures: int) -> None:
-        """Take how often the worker was lost without a plan since the version serves."""
+    def observe_engine(self, failures: int, given_up: str = "") -> None:
+        """Take how often the worker was lost without a plan, and why it is not started any more."""
         self._engine_failures = failures
+        self._engine_problem = given_up
 
     def judge(self, now: float) -> Verdict | None:
         """Return the verdict, or None while there is none; cheap unless a look is due."""
@@ -177,9 +174,10 @@ class Probation:
         return self.rules.minimum_requests
 
     def _judge_engine(self) -> Verdict | None:
-        if self._canary_failures >= _CANARY_FAILURES:
-            count = self._canary_failures
-            return Verdict(RollbackReason.CANARY, f"{count} golden answers in a row were wrong")
+        if self._canary_problem:
+            return Verdict(RollbackReason.CANARY, f"the canary fails: {self._canary_problem}")
+        if self._engine_problem:
+            return Verdict(RollbackReason.ENGINE, self._engine_problem)
         if self._engine_failures >= _ENGINE_FAILURES:
             count = self._engine_failures
             return Verdict(RollbackReason.ENGINE, f"the worker was lost {count} times")

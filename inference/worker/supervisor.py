@@ -180,9 +180,8 @@ class Supervisor:
                 command = self._commands.get_nowait()
             except Empty:
                 return
-            if command is None:
-                self._stopping = True
-            else:
+            self._stopping = command is None
+            if command is not None:
                 self._unplanned.clear()
                 self._in_a_row = self._failed_loads = 0
                 self._update(budget_left=self._settings.restart_budget)
@@ -197,7 +196,8 @@ class Supervisor:
         elif reason is None:
             self._update(state=SupervisorState.STOPPED, reason="the service stops")
         else:
-            self._count(RestartReason.PLANNED)
+            if self.status.state is not SupervisorState.STOPPED:
+                self._count(RestartReason.PLANNED)
             self._start(now)
 
     def _start(self, now: float) -> None:
@@ -361,7 +361,8 @@ class SupervisorThread(threading.Thread):
 
     def __init__(self, supervisors: Sequence[Supervisor], interval_seconds: float) -> None:
         super().__init__(name="supervisor", daemon=True)
-        self._supervisors = supervisors
+        self._supervisors = tuple(supervisors)
+        self._finishing = False
         self._interval_seconds = interval_seconds
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_write.setblocking(False)
@@ -373,11 +374,27 @@ class SupervisorThread(threading.Thread):
         except BlockingIOError:
             return  # it is full of wake-ups already
 
+    def add(self, supervisor: Supervisor) -> None:
+        """Tick another one from now on; it starts its worker when it is told to restart it."""
+        self._supervisors = (*self._supervisors, supervisor)
+        self.wake()
+
+    def remove(self, supervisor: Supervisor) -> None:
+        """Forget one whose worker is stopped."""
+        self._supervisors = tuple(s for s in self._supervisors if s is not supervisor)
+
+    def finish(self) -> None:
+        """End once every worker is stopped."""
+        self._finishing = True
+        self.wake()
+
     def run(self) -> None:
-        """Supervise until every worker is stopped."""
+        """Supervise until told to finish."""
         for supervisor in self._supervisors:
             supervisor.start()
-        while any(s.status.state is not SupervisorState.STOPPED for s in self._supervisors):
+        while not self._finishing or any(
+            s.status.state is not SupervisorState.STOPPED for s in self._supervisors
+        ):
             self._wait()
             for supervisor in self._supervisors:
                 try:

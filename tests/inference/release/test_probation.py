@@ -90,17 +90,22 @@ def test_without_a_baseline_errors_are_judged_and_times_are_not():
     assert "tolerated" in verdict.message
 
 
-def test_two_wrong_canaries_in_a_row_end_it():
+def test_a_canary_that_fails_ends_it():
     probation = Probation(2, 1, Record(), RULES, now=100.0)
-    probation.observe_canary(99.0, ok=False)
-    probation.observe_canary(101.0, ok=False)
-    probation.observe_canary(101.0, ok=False)
-    assert probation.judge(101.5) is None, "before the swap, once, and the same one again"
-    probation.observe_canary(103.0, ok=True)
-    probation.observe_canary(105.0, ok=False)
-    assert probation.judge(105.5) is None, "the count began anew"
-    probation.observe_canary(107.0, ok=False)
-    assert probation.judge(107.5).reason is RollbackReason.CANARY
+    probation.observe_canary(99.0, "wrong answer")
+    assert probation.judge(100.5) is None, "it was asked before the swap"
+    probation.observe_canary(101.0, "")
+    assert probation.judge(101.5) is None
+    probation.observe_canary(103.0, "wrong answer")
+    verdict = probation.judge(103.5)
+    assert verdict.reason is RollbackReason.CANARY
+    assert "wrong answer" in verdict.message
+
+
+def test_an_engine_that_is_given_up_ends_it():
+    probation = Probation(2, 1, Record(), RULES, now=0.0)
+    probation.observe_engine(1, "loading failed 3 times")
+    assert probation.judge(1.0).reason is RollbackReason.ENGINE
 
 
 def test_losing_the_worker_twice_ends_it():
