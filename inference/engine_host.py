@@ -50,6 +50,9 @@ _log = structlog.get_logger(__name__)
 DownListener = Callable[[str, int, str, Sequence[tuple[Suspect, Numbered]]], None]
 """Told the model, its version, ``crash`` or ``hang``, and the requests that the worker worked on."""
 
+WorkListener = Callable[[str, Message, int], None]
+"""Told the model, what its worker says about work, and how many requests the worker has."""
+
 
 class LoadedListener(Protocol):
     """Told when a version serves."""
@@ -93,6 +96,7 @@ class EngineHost:
         wake_supervisor: Callable[[], None],
         on_down: DownListener,
         on_loaded: LoadedListener,
+        on_work: WorkListener,
     ) -> None:
         self.model = model
         self._settings = settings
@@ -101,6 +105,7 @@ class EngineHost:
         self._wake_supervisor = wake_supervisor
         self._on_down = on_down
         self._on_loaded = on_loaded
+        self._on_work = on_work
         self.kind = self._find_kind()
         self.dispatcher: EngineDispatcher
         if self.kind is ModelKind.TENSOR:
@@ -198,10 +203,9 @@ class EngineHost:
         """Return what the engine does."""
         status = self.supervisor.status
         match status.state:
-            case SupervisorState.STOPPED if self.closed:
-                return EngineState.UNLOADED
             case SupervisorState.FAILED | SupervisorState.STOPPED:
-                return EngineState.FAILED
+                unloaded = self.closed and status.state is SupervisorState.STOPPED
+                return EngineState.UNLOADED if unloaded else EngineState.FAILED
             case SupervisorState.STARTING:
                 first = not status.restarts and not status.load_failures
                 return EngineState.STARTING if first else EngineState.RESTARTING
@@ -234,13 +238,13 @@ class EngineHost:
         """Whether the worker lives and its model is loaded."""
         return self.ready is not None and self.supervisor.status.state is SupervisorState.RUNNING
 
-    def check_available(self) -> None:
-        """Refuse at once what no engine will answer soon.
+    def check_available(self, *, golden: bool = False) -> None:
+        """Refuse at once what no engine will answer soon; golden examples prove a model first.
 
         Raises:
             UnavailableError: the engine is down and not by plan, or the model was unloaded.
         """
-        if self.closed:
+        if self.closed and not golden:
             raise UnavailableError(
                 f"{self.model} {self.closed}; POST /v2/repository/models/{self.model}/load",
                 reason="model_unloaded",
@@ -269,19 +273,18 @@ class EngineHost:
         """
         if self.closed:
             raise ConflictError(f"{self.model} {self.closed}: load it, there is nothing to restart")
-        self.open(reason)
+        self.start(reason)
 
-    def open(self, reason: str) -> None:
+    def start(self, reason: str) -> None:
         """Start the worker, or restart the one that there is."""
-        self.closed = ""
         self.dispatcher.pause()
         self.supervisor.restart(reason)
         self._wake_supervisor()
 
-    def stop(self) -> None:
+    def stop(self, reason: str = "the service stops") -> None:
         """End the worker for good."""
         self.dispatcher.pause()
-        self.supervisor.stop()
+        self.supervisor.stop(reason)
         self._wake_supervisor()
 
     def sandbox(self, version: int) -> Sandbox:
@@ -403,6 +406,7 @@ class EngineHost:
     def _receive(self, message: Message) -> None:
         match message:
             case Token() | Finished() | Failed() | BatchDone():
+                self._on_work(self.model, message, self.dispatcher.running)
                 self.dispatcher.receive(message)
             case Ready():
                 fresh, self.ready = self.ready is None, message

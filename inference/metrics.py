@@ -168,7 +168,8 @@ class EngineCollector(Collector):
         self._hosts = hosts
         self._health = health
         self._level = level
-        self._hit_rates = {model: HitRate(clock) for model in hosts}
+        self._clock = clock
+        self._hit_rates: dict[str, HitRate] = {}
 
     def collect(self) -> Iterator[Metric]:
         """Yield every family."""
@@ -212,7 +213,8 @@ class EngineCollector(Collector):
         )
         for model, host in self._hosts.items():
             totals = host.totals()
-            rate = self._hit_rates[model].update(totals.cache_hit_tokens, totals.cache_query_tokens)
+            window = self._hit_rates.setdefault(model, HitRate(self._clock))
+            rate = window.update(totals.cache_hit_tokens, totals.cache_query_tokens)
             if rate is not None:
                 family.add_metric([model], rate)
         return family

@@ -240,6 +240,10 @@ class ModelRepository:
             state.quarantined.pop(version, None)
             self._write_state()
 
+    def quarantined(self, model: str) -> dict[str, str]:
+        """Return the versions that must not be chosen, with the reasons."""
+        return {str(number): why for number, why in self._model(model).quarantined.items()}
+
     def choice(self, model: str) -> int | None:
         """Return the version that was chosen, None if none ever was."""
         return self._model(model).active

@@ -17,13 +17,12 @@ from typing import Any
 import structlog
 from pydantic import SecretStr
 
-from inference.canary import Canary, Golden
+from inference.canary import Canary, CanaryOutcome, Golden
 from inference.connections import ConnectionCounts
 from inference.degradation import Admitted, Degradation, Level, fallback_of
 from inference.dispatch_contract import Suspect
 from inference.engine_host import EngineHost, EngineState
 from inference.errors import (
-    ConflictError,
     NotFoundError,
     OverloadedError,
     QuarantinedError,
@@ -37,6 +36,9 @@ from inference.model import GoldenPrompt, ModelKind
 from inference.poison.guard import PoisonCollector, PoisonGuard
 from inference.poison.sandbox import Numbered
 from inference.rates import TokenBucket
+from inference.release.catalogue import Catalogue
+from inference.release.manager import ReleaseCollector, Releases
+from inference.release.observing import of_message
 from inference.repository import ModelRepository, bundled_repository
 from inference.requests import GenerationRequest, Ticket, TicketState
 from inference.settings import InferenceSettings
@@ -44,7 +46,7 @@ from inference.tensor.front import TensorFront
 from inference.tensor.requests import TensorTicket
 from inference.tracing import TraceCollector, tracing_of
 from inference.worker.supervisor import SupervisorThread
-from inference.worker.wire import Finished
+from inference.worker.wire import Finished, Message
 
 _log = structlog.get_logger(__name__)
 
@@ -95,6 +97,9 @@ class InferenceService:
         self.canaries = {
             model: Canary(host, settings, self._ask, clock) for model, host in self.hosts.items()
         }
+        self.releases = Releases(self.repository, settings, self.hosts, self.canaries, clock)
+        self.metrics.registry.register(ReleaseCollector(self.releases, self.hosts))
+        self.catalogue = Catalogue(self, self.releases, self.repository, settings, clock)
         self.metrics.registry.register(CanaryCollector(self.canaries, clock))
         self.metrics.registry.register(
             EngineCollector(self.hosts, self.health, lambda: self.degradation.level, clock)
@@ -109,6 +114,7 @@ class InferenceService:
         self.leaving = False
         """Set at the first signal: not ready any more, while accepted requests are answered."""
         self.tasks: list[asyncio.Task[None]] = []
+        self._canary_tasks: dict[str, asyncio.Task[None]] = {}
         self._supervisor = SupervisorThread(
             [host.supervisor for host in self.hosts.values()], settings.supervisor_interval_seconds
         )
@@ -124,6 +130,7 @@ class InferenceService:
             wake_supervisor=self._wake,
             on_down=self._on_down,
             on_loaded=self._on_loaded,
+            on_work=self._on_work,
         )
 
     # --- life
@@ -134,7 +141,9 @@ class InferenceService:
         for host in self.hosts.values():
             host.bind(loop)
         self._supervisor.start()
-        self.tasks = [loop.create_task(canary.run()) for canary in self.canaries.values()]
+        for model, canary in self.canaries.items():
+            self._canary_tasks[model] = loop.create_task(canary.run())
+        self.tasks = [loop.create_task(self.releases.run())]
         self.tasks.append(loop.create_task(self.poison.investigator.run()))
         watch = self.history.run(self.settings.health_interval_seconds)
         self.tasks.append(loop.create_task(watch))
@@ -146,11 +155,13 @@ class InferenceService:
         deadline = self.clock() + self.settings.drain_seconds
         while not self.idle and self.clock() < deadline:  # noqa: ASYNC110 - a few times, once
             await asyncio.sleep(_DRAIN_POLL_SECONDS)
-        for task in self.tasks:
+        tasks = [*self.tasks, *self._canary_tasks.values()]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         for host in self.hosts.values():
             host.stop()
+        self._supervisor.finish()
         limit = 2 * self.settings.terminate_grace_seconds + 1.0
         await asyncio.to_thread(self._supervisor.join, limit)
         if self.tracing is not None:
@@ -169,6 +180,31 @@ class InferenceService:
 
     def _wake(self) -> None:
         self._supervisor.wake()
+
+    # --- models that come and go
+
+    def adopt(self, model: str) -> EngineHost:
+        """Make a model's host, canary and supervisor; its worker is not started yet."""
+        host = self._make_host(model)
+        loop = asyncio.get_running_loop()
+        host.bind(loop)
+        canary = Canary(host, self.settings, self._ask, self.clock)
+        self.hosts[model], self.canaries[model] = host, canary
+        self._supervisor.add(host.supervisor)
+        self._canary_tasks[model] = loop.create_task(canary.run())
+        return host
+
+    def release(self, model: str) -> None:
+        """Let go of a model whose worker has ended."""
+        self._canary_tasks.pop(model).cancel()
+        self.canaries.pop(model)
+        self._supervisor.remove(self.hosts.pop(model).supervisor)
+
+    async def proves(self, model: str) -> str:
+        """Ask a golden example; return what was wrong, or nothing."""
+        canary = self.canaries[model]
+        right = await canary.check() is CanaryOutcome.RIGHT
+        return "" if right else canary.result.reason
 
     # --- requests
 
@@ -207,7 +243,7 @@ class InferenceService:
             host = self.hosts[model]
             if not request.golden:
                 self.poison.check(request, model, host.version)
-            host.check_available()
+            host.check_available(golden=request.golden)
             return host.generation.submit(request, max_tokens), model
         except (OverloadedError, UnavailableError, QuarantinedError) as error:
             if not request.canary:
@@ -288,6 +324,12 @@ class InferenceService:
     def _on_loaded(self, model: str, version: int, *, fresh: bool) -> None:
         self.poison.quarantine.version_changed(model, version)
         self.canaries[model].loaded(fresh=fresh)
+        self.releases.loaded(model, version)
+
+    def _on_work(self, model: str, message: Message, beside: int) -> None:
+        seen = of_message(message, beside)
+        if seen is not None:
+            self.releases.observe(model, seen)
 
     def _observe(self) -> dict[tuple[str, str], Observation]:
         """Return what every layer of every model is now, for the history."""
@@ -394,53 +436,6 @@ class InferenceService:
     def _max_queue(self, host: EngineHost) -> int:
         tensor = host.kind is ModelKind.TENSOR
         return self.settings.tensor_max_queue if tensor else self.settings.max_queue
-
-    async def reload(self, model: str, version: int | None) -> int:
-        """Load a version beside the running one, prove it, and swap; return the version.
-
-        Without a version it is the newest that is not quarantined. A version that fails is
-        quarantined and the old one keeps serving.
-
-        Raises:
-            NotFoundError: there is no such model or version.
-            ConflictError: the version failed to load or to answer its golden prompts.
-        """
-        host = self.host(model)
-        wanted = (
-            self.repository.newest(model)
-            if version is None
-            else self.repository.require(model, version)
-        )
-        loaded = await host.load_version(wanted)
-        if loaded.reason:
-            self.repository.quarantine(model, wanted, loaded.reason)
-            _log.warning("reload_failed", model=model, version=wanted, reason=loaded.reason)
-            raise ConflictError(
-                f"version {wanted} was not taken into service: {loaded.reason}",
-                reason="load_failed",
-            )
-        self.repository.activate(model, wanted)
-        _log.info("reloaded", model=model, version=wanted)
-        return wanted
-
-    async def rollback(self, model: str) -> int:
-        """Go back to the previous good version and quarantine the one in use.
-
-        Raises:
-            NotFoundError: the model is not served.
-            ConflictError: there is nothing to go back to, or it failed to load.
-        """
-        host = self.host(model)
-        current = self.repository.active(model)
-        previous = self.repository.previous_good(model)
-        if host.up and host.state() is not EngineState.STALLED:
-            await self.reload(model, previous)
-        else:
-            self.repository.activate(model, previous)
-            host.restart(f"roll back from version {current} to {previous}")
-        self.repository.quarantine(model, current, "rolled back")
-        _log.info("rolled_back", model=model, version=previous, quarantined=current)
-        return previous
 
     def drain(self, *, enabled: bool) -> None:
         """Refuse new requests, or accept them again."""

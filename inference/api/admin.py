@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import secrets
 from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from inference.api.authority import check_admin_token
 from inference.api.health import Faults, Service
 from inference.degradation import Level
-from inference.errors import UnauthorizedError
 from inference.faults import FaultControl
 from inference.service import InferenceService
 
@@ -72,18 +71,12 @@ class FaultBody(_Body):
 
 
 def require_token(request: Request, service: Service) -> None:
-    """Compare the bearer token in constant time.
+    """Let nobody in without the administrator's token.
 
     Raises:
         UnauthorizedError: it is missing or wrong.
     """
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    expected = service.admin_token.get_secret_value()
-    matches = secrets.compare_digest(token.strip().encode(), expected.encode())
-    if scheme.lower() != "bearer" or not matches:
-        raise UnauthorizedError(
-            "/admin needs the bearer token", headers={"www-authenticate": "Bearer"}
-        )
+    check_admin_token(request.headers.get("authorization", ""), service)
 
 
 router = APIRouter(prefix="/admin", tags=["admin"], dependencies=[Depends(require_token)])
@@ -101,13 +94,13 @@ async def restart(body: RestartBody, service: Service) -> dict[str, Any]:
 @router.post("/models/{model}/reload")
 async def reload(model: str, body: ReloadBody, service: Service) -> dict[str, Any]:
     """Load a version beside the running one, prove it on its golden prompts, and swap."""
-    return {"model": model, "version": await service.reload(model, body.version)}
+    return {"model": model, "version": await service.releases.reload(model, body.version)}
 
 
 @router.post("/models/{model}/rollback")
 async def rollback(model: str, service: Service) -> dict[str, Any]:
     """Go back to the previous good version; the one in use is quarantined."""
-    return {"model": model, "version": await service.rollback(model)}
+    return {"model": model, "version": await service.releases.rollback(model)}
 
 
 @router.put("/degradation")
@@ -172,6 +165,7 @@ async def state(service: Service, faults: Faults) -> dict[str, Any]:
         "faults_allowed": service.settings.allow_faults,
         "faults": _faults(faults),
         "poison": service.poison.describe(),
+        "repository_problem": service.repository.state_problem,
         "models": {model: _model(service, model) for model in service.hosts},
     }
 
@@ -197,6 +191,7 @@ def _model(service: InferenceService, model: str) -> dict[str, Any]:
         "reason": status.reason,
         "version": host.version,
         "versions": [asdict(info) for info in service.repository.describe(model)],
+        **service.releases.describe(model),
         "restart_budget": {
             "left": status.budget_left,
             "of": service.settings.restart_budget,

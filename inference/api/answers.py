@@ -208,8 +208,23 @@ class RepositoryEntry(BaseModel):
 
     name: str
     version: str
-    state: Literal["READY", "UNAVAILABLE"]
+    state: Literal["READY", "LOADING", "UNLOADING", "UNAVAILABLE"]
     reason: str
+
+
+class LoadedModel(BaseModel):
+    """Answer of a load."""
+
+    name: str
+    version: str
+    state: Literal["READY"]
+
+
+class UnloadedModel(BaseModel):
+    """Answer of an unload."""
+
+    name: str
+    state: Literal["UNAVAILABLE"]
 
 
 class Layer(BaseModel):

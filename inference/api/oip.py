@@ -197,21 +197,6 @@ def _describe(infos: Sequence[TensorInfo]) -> list[dict[str, Any]]:
     ]
 
 
-async def repository_index(exchange: Exchange) -> None:
-    """Answer ``POST /v2/repository/index`` (model repository extension)."""
-    service = exchange.service
-    index = []
-    for model, host in service.hosts.items():
-        for info in service.repository.describe(model):
-            serving = host.up and info.version == host.version
-            state = "READY" if serving else "UNAVAILABLE"
-            reason = info.quarantined or ""
-            index.append(
-                {"name": model, "version": str(info.version), "state": state, "reason": reason}
-            )
-    await exchange.send_json(200, index)
-
-
 def _model_of(exchange: Exchange) -> tuple[str, int]:
     """Return the model and version that a path names.
 

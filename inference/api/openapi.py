@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
-from inference.api import answers, oip, openai
+from inference.api import answers, model_repository, oip, openai
 from inference.api.routes import ROUTES, Route
 
 _REF = "#/components/schemas/{model}"
@@ -75,6 +75,7 @@ _EVENT: dict[str, Any] = {
     "required": ["data"],
     "properties": {"data": {"type": "string", "contentMediaType": "application/json"}},
 }
+_REPOSITORY_ERRORS = (400, 404, 408, 409, 413, 415, 503)
 _GENERATION_ERRORS = (400, 404, 408, 413, 415, 422, 429, 500, 503, 504)
 
 
@@ -92,6 +93,8 @@ class Operation:
     media_type: str = _JSON
     generates: bool = False
     """Whether a model answers."""
+    administers: bool = False
+    """Whether it needs the administrator's token although it is not under /admin."""
 
 
 _OBJECT: dict[str, Any] = {"type": "object"}
@@ -108,7 +111,9 @@ _OPERATIONS: dict[tuple[str, str], Operation] = {
     ("GET", "/v2/health/live"): Operation(answers.Live, also=(503,)),
     ("GET", "/v2/health/ready"): Operation(answers.Ready, also=(503,)),
     ("POST", "/v2/repository/index"): Operation(
-        {"type": "array", "items": {"$ref": _REF.format(model="RepositoryEntry")}}
+        {"type": "array", "items": {"$ref": _REF.format(model="RepositoryEntry")}},
+        model_repository.IndexBody,
+        (400, 408, 413, 415),
     ),
     ("GET", "/health"): Operation(answers.Health, errors=(400,), also=(503,)),
     ("GET", "/health/live"): Operation(answers.Live, also=(503,)),
@@ -122,6 +127,17 @@ _OPERATIONS: dict[tuple[str, str], Operation] = {
     ("POST", "/admin/models/{model}/rollback"): Operation(_OBJECT, errors=(400, 404, 409, 503)),
     ("POST", "/admin/engine/restart"): Operation(_OBJECT, errors=(400, 404)),
 }
+for _prefix in ("", "/versions/{version}"):
+    _base = f"/v2/repository/models/{{model}}{_prefix}"
+    _OPERATIONS |= {
+        ("POST", f"{_base}/load"): Operation(
+            answers.LoadedModel, model_repository.LoadBody, _REPOSITORY_ERRORS, administers=True
+        ),
+        ("POST", f"{_base}/unload"): Operation(
+            answers.UnloadedModel, model_repository.UnloadBody, _REPOSITORY_ERRORS,
+            administers=True,
+        ),
+    }  # fmt: skip
 for _prefix in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
     _OPERATIONS |= {
         ("GET", _prefix): Operation(answers.ModelMetadata, errors=(404,)),
@@ -216,7 +232,9 @@ def _complete(schemas: dict[str, Any], path: str, method: str, stub: dict[str, A
         stub["parameters"] = [*stub.get("parameters", []), *_request_headers()]
     if operation.body is not None:
         reference = {_JSON: {"schema": _register(schemas, operation.body)}}
-        stub["requestBody"] = {"required": True, "content": reference}
+        needed = any(field.is_required() for field in operation.body.model_fields.values())
+        stub["requestBody"] = {"required": needed, "content": reference}
+    administration = administration or operation.administers
     if administration:
         stub["security"] = [{"admin": []}]
     errors = {*operation.errors, 500, *((401,) if administration else ())}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from inference.api import oip, openai
+from inference.api import model_repository, oip, openai
 from inference.api.http import Exchange, Receive, Scope, Send, Shape
 from inference.api.spans import begin, end
 from inference.connections import TOO_MANY_PER_ADDRESS
@@ -54,7 +54,15 @@ ROUTES = (
     Route("GET", "/v2", oip.server_metadata, summary="Server metadata"),
     Route("GET", "/v2/health/live", oip.live, summary="Liveness"),
     Route("GET", "/v2/health/ready", oip.ready, summary="Readiness"),
-    Route("POST", "/v2/repository/index", oip.repository_index, summary="Models and versions"),
+    Route("POST", "/v2/repository/index", model_repository.index, summary="Models and versions"),
+    Route("POST", "/v2/repository/models/{model}/load", model_repository.load,
+          summary="Take a model into service"),
+    Route("POST", "/v2/repository/models/{model}/unload", model_repository.unload,
+          summary="Take a model out of service"),
+    Route("POST", "/v2/repository/models/{model}/versions/{version}/load", model_repository.load,
+          summary="Take a version into service"),
+    Route("POST", "/v2/repository/models/{model}/versions/{version}/unload",
+          model_repository.unload, summary="Take a version out of service"),
     Route("GET", "/v2/models/{model}", oip.model_metadata, summary="Model metadata"),
     Route("GET", "/v2/models/{model}/ready", oip.model_ready, summary="Model readiness"),
     Route("POST", "/v2/models/{model}/infer", oip.infer, True, "Infer"),

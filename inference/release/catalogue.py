@@ -114,20 +114,20 @@ class Catalogue:
 
     def _state(self, model: str, name: str) -> tuple[VersionState, str]:
         host = self._home.hosts.get(model)
-        if self._loading.get(model) == (int(name) if name.isdecimal() else None):
+        if str(self._loading.get(model)) == name:
             return VersionState.LOADING, ""
-        if not name.isdecimal():
-            return VersionState.UNAVAILABLE, "not a version"
-        infos = {info.version: info for info in self._repository.describe(model)}
-        info = infos.get(int(name))
-        if info is not None and info.quarantined is not None:
-            return VersionState.UNAVAILABLE, f"quarantined: {info.quarantined}"
+        quarantined = self._repository.quarantined(model).get(name)
+        if quarantined is not None:
+            return VersionState.UNAVAILABLE, f"quarantined: {quarantined}"
         if host is None or host.closed == UNLOADED:
             return VersionState.UNAVAILABLE, self._failures.get(model, "not loaded")
-        if host.version != int(name):
+        if str(host.version) != name:
             return VersionState.UNAVAILABLE, f"version {host.version} serves"
         if model in self._unloading:
             return VersionState.UNLOADING, "its last requests are answered"
+        return self._serving_state(host)
+
+    def _serving_state(self, host: EngineHost) -> tuple[VersionState, str]:
         if host.up:
             return VersionState.READY, ""
         status = host.supervisor.status
@@ -187,9 +187,11 @@ class Catalogue:
         before = self._repository.choice(model)
         self._repository.activate(model, wanted)
         host = self._home.hosts.get(model) or self._home.adopt(model)
-        host.open(f"load version {wanted}")
+        host.closed = "is being loaded"
+        host.start(f"load version {wanted}")
         problem = await self._wait_until_proven(host)
         if not problem:
+            host.closed = ""
             _log.info("model_loaded", model=model, version=wanted)
             return
         await self._close(host)
@@ -243,13 +245,13 @@ class Catalogue:
 
     async def _drain(self, host: EngineHost) -> None:
         deadline = self._clock() + self._settings.drain_seconds
-        while not host.dispatcher.idle and self._clock() < deadline:
+        while not host.dispatcher.idle and self._clock() < deadline:  # noqa: ASYNC110 - seldom
             await asyncio.sleep(_POLL_SECONDS)
 
     async def _close(self, host: EngineHost) -> None:
         """End a worker and let go of models that configuration does not name."""
         host.closed = UNLOADED
-        host.stop()
+        host.stop("the model was unloaded")
         limit = self._clock() + 2 * self._settings.terminate_grace_seconds + 5.0
         while host.supervisor.status.state is not SupervisorState.STOPPED:
             if self._clock() > limit:

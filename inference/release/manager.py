@@ -19,6 +19,7 @@ from prometheus_client.registry import Collector
 from inference.canary import CanaryResult
 from inference.engine_host import EngineHost, EngineState
 from inference.errors import ConflictError, NotFoundError, ServiceError
+from inference.model import ModelFormatError
 from inference.release.probation import (
     Observation,
     Probation,
@@ -233,7 +234,9 @@ class Releases:
             if version is None
             else self._repository.require(model, version)
         )
-        loaded = await self._host(model).load_version(wanted)
+        host = self._host(model)
+        self._check_kind(host, wanted)
+        loaded = await host.load_version(wanted)
         if loaded.reason:
             self._repository.quarantine(model, wanted, loaded.reason)
             _log.warning("reload_failed", model=model, version=wanted, reason=loaded.reason)
@@ -244,6 +247,18 @@ class Releases:
         self._repository.activate(model, wanted)
         _log.info("reloaded", model=model, version=wanted)
         return wanted
+
+    def _check_kind(self, host: EngineHost, version: int) -> None:
+        """Refuse a version of another kind: everything in front of the worker is of the old one."""
+        try:
+            kind = self._repository.metadata(host.model, version).kind
+        except ModelFormatError:
+            return  # the worker says what is wrong with it, and it is quarantined
+        if kind is not host.kind:
+            raise ConflictError(
+                f"version {version} is a {kind} model, but {host.model} serves as {host.kind}: "
+                "unload the model first"
+            )
 
     async def rollback(self, model: str) -> int:
         """Go back to the previous good version and quarantine the one in use.

@@ -46,7 +46,7 @@ class TensorFront:
             host = service.hosts[model]
             if not ticket.golden:
                 service.poison.check(ticket, model, host.version)
-            host.check_available()
+            host.check_available(golden=ticket.golden)
             host.tensors.submit(ticket)
         except (OverloadedError, UnavailableError, QuarantinedError) as error:
             if not ticket.canary:
@@ -88,7 +88,7 @@ class TensorFront:
             np.asarray(golden.inputs[info.name], dtype=info.datatype.dtype)
             for info in host.tensors.inputs
         ]
-        host.check_available()
+        host.check_available(golden=True)
         if not arrays:
             raise UnavailableError(f"the engine of {host.model} is not up", retry_after_seconds=1.0)
 
@@ -120,7 +120,8 @@ class TensorFront:
         if ticket.canary:
             return ticket.model
         own = service.hosts[ticket.model].tensors
-        following = service.settings.models[service.settings.models.index(ticket.model) + 1 :]
+        kin = service.kin(ticket.model)
+        following = kin[kin.index(ticket.model) + 1 :]
         for model in following:
             host = service.hosts[model]
             if host.kind is ModelKind.TENSOR and _same(own, host.tensors):

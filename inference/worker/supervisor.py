@@ -140,6 +140,7 @@ class Supervisor:
         self._launched_at = 0.0
         self._kill_at = 0.0
         self._stopping = False
+        self._stop_reason = ""
         self.status = SupervisorStatus(budget_left=settings.restart_budget)
 
     # --- commands, from any thread
@@ -148,8 +149,9 @@ class Supervisor:
         """Ask for a planned restart; it also renews a spent budget."""
         self._commands.put(reason)
 
-    def stop(self) -> None:
-        """Ask the worker to drain and end, for good."""
+    def stop(self, reason: str = "the service stops") -> None:
+        """Ask the worker to drain and end; it is not started again unless somebody asks for it."""
+        self._stop_reason = reason
         self._commands.put(None)
 
     # --- the supervisor's thread
@@ -190,11 +192,11 @@ class Supervisor:
     def _end_or_start(self, reason: str | None, now: float) -> None:
         """Carry out a command: end the worker that there is, or start one."""
         if self.status.state in {SupervisorState.STARTING, SupervisorState.RUNNING}:
-            self._end(RestartReason.PLANNED, reason or "the service stops", now)
+            self._end(RestartReason.PLANNED, reason or self._stop_reason, now)
         elif self.status.state is SupervisorState.TERMINATING:
             self._update(ending=RestartReason.PLANNED)
         elif reason is None:
-            self._update(state=SupervisorState.STOPPED, reason="the service stops")
+            self._update(state=SupervisorState.STOPPED, reason=self._stop_reason)
         else:
             if self.status.state is not SupervisorState.STOPPED:
                 self._count(RestartReason.PLANNED)
