@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from enum import StrEnum
@@ -27,6 +28,7 @@ from inference.worker.supervisor import (
     RestartReason,
     Supervisor,
     SupervisorState,
+    SupervisorStatus,
     Totals,
     step_age_seconds,
 )
@@ -238,11 +240,12 @@ class EngineHost:
         """Whether the worker lives and its model is loaded."""
         return self.ready is not None and self.supervisor.status.state is SupervisorState.RUNNING
 
-    def check_available(self, *, golden: bool = False) -> None:
-        """Refuse at once what no engine will answer soon; golden examples prove a model first.
+    def check_available(self, remaining_seconds: float = math.inf, *, golden: bool = False) -> None:
+        """Refuse at once what no engine will answer in time; golden examples prove a model first.
 
         Raises:
-            UnavailableError: the engine is down and not by plan, or the model was unloaded.
+            UnavailableError: the engine is down and not by plan, stands still or loads for longer
+                than the request has, or the model was unloaded.
         """
         if self.closed and not golden:
             raise UnavailableError(
@@ -255,13 +258,46 @@ class EngineHost:
                 f"the engine of {self.model} is down: {status.reason}",
                 retry_after_seconds=self._expected_return_seconds(),
             )
+        wait, reason, what = self._delay(status)
+        if wait > remaining_seconds and not golden:
+            raise UnavailableError(
+                f"the engine of {self.model} {what} and will not answer in time",
+                reason=reason,
+                retry_after_seconds=retry_after(wait),
+            )
+
+    def _delay(self, status: SupervisorStatus) -> tuple[float, str, str]:
+        """Return in how many seconds at the earliest the engine works again, and why not now."""
+        now = self._clock()
+        if self.up:
+            pending = self.dispatcher.pending_since
+            # Each answer renews it, so that hardly any request has to read the heartbeat.
+            if pending is None or now - pending <= self._settings.stall_seconds:
+                return 0.0, "", ""
+            age = self.step_age_seconds()
+            if age <= self._settings.stall_seconds:
+                return 0.0, "", ""
+            left = self._settings.progress_budget_seconds - age
+            return (
+                left + self._usual_load_seconds,
+                "engine_stalled",
+                f"stands still for {age:.1f} s",
+            )
+        if status.state is SupervisorState.STARTING and self.load_seconds:
+            left = status.launched_at + self.load_seconds - now
+            return left, "engine_starting", "loads its model"
+        return 0.0, "", ""
+
+    @property
+    def _usual_load_seconds(self) -> float:
+        return self.load_seconds or _ASSUMED_LOAD_SECONDS
 
     def _expected_return_seconds(self) -> float:
         status = self.supervisor.status
         if status.state is SupervisorState.FAILED:
             return RETRY_AFTER_LIMIT_SECONDS
         backoff = max(0.0, status.retry_at - self._clock())
-        return retry_after(backoff + (self.load_seconds or _ASSUMED_LOAD_SECONDS))
+        return retry_after(backoff + self._usual_load_seconds)
 
     # --- what it is told
 

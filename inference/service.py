@@ -243,7 +243,7 @@ class InferenceService:
             host = self.hosts[model]
             if not request.golden:
                 self.poison.check(request, model, host.version)
-            host.check_available(golden=request.golden)
+            host.check_available(request.deadline - self.clock(), golden=request.golden)
             return host.generation.submit(request, max_tokens), model
         except (OverloadedError, UnavailableError, QuarantinedError) as error:
             if not request.canary:

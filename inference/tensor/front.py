@@ -46,7 +46,7 @@ class TensorFront:
             host = service.hosts[model]
             if not ticket.golden:
                 service.poison.check(ticket, model, host.version)
-            host.check_available(golden=ticket.golden)
+            host.check_available(ticket.deadline - service.clock(), golden=ticket.golden)
             host.tensors.submit(ticket)
         except (OverloadedError, UnavailableError, QuarantinedError) as error:
             if not ticket.canary:

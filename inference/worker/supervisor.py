@@ -86,6 +86,8 @@ class SupervisorStatus:
     usage: Usage = field(default_factory=Usage)
     ending: RestartReason | None = None
     """Why the worker is being ended, in TERMINATING."""
+    launched_at: float = 0.0
+    """When the newest worker was started."""
     device_lost: str = ""
     """What the last worker said when its device was lost; until another one is ready."""
     totals: Totals = field(default_factory=Totals)
@@ -211,7 +213,11 @@ class Supervisor:
             return
         self._launched_at = now
         self._update(
-            state=SupervisorState.STARTING, reason="the model loads", worker=worker, ending=None
+            state=SupervisorState.STARTING,
+            reason="the model loads",
+            worker=worker,
+            ending=None,
+            launched_at=now,
         )
         self._log("worker_started", pid=worker.pid)
         self._listener.worker_launched(worker)

@@ -30,6 +30,23 @@ def test_a_frozen_engine_is_not_ready_and_is_replaced(start, tools, probes):
         assert live.metric("engine_restarts_total", reason="hang") == 1
 
 
+def test_who_cannot_be_answered_in_time_is_told_at_once(start, tools, probes):
+    """vLLM #36451 from the client's side: each request waited for its timeout, one by one."""
+    limits = {"stall_seconds": 0.5, "progress_budget_seconds": 60.0, "chat_deadline_seconds": 5.0}
+    with start(**limits) as live:
+        os.kill(probes.worker(live), signal.SIGSTOP)
+        tools.eventually(
+            lambda: live.metric("engine_state", model="tiny", state="stalled") == 1, "it stalls"
+        )
+        answer = live.complete()
+        assert (answer.status_code, answer.json()["error"]["reason"]) == (503, "engine_stalled")
+        assert int(answer.headers["retry-after"]) > 5
+        assert live.complete(model="tiny-small").status_code == 200, "the other model serves"
+        os.kill(probes.worker(live), signal.SIGCONT)
+        tools.eventually(lambda: live.complete().status_code == 200, "it goes on")
+        assert probes.restarts(live) == 0
+
+
 def test_a_hang_with_no_user_request_is_found_by_the_canary(start, tools, probes):
     """vLLM #36451 again: without traffic nothing moves, and nothing tells idle from dead."""
     with start(**QUICK) as live:
