@@ -12,8 +12,12 @@ import structlog
 
 from collectors.canary import CanaryCollector, GoldenPrompt
 from collectors.contract import Collector
+from collectors.gpu.kernel_log import open_log
 from collectors.gpu.nvml import NvmlCollector, nvml_library_present
 from collectors.gpu.simulated import SimulatedGpuCollector
+from collectors.gpu.xid import override_xid
+from collectors.gpu.xid_collector import XidCollector
+from collectors.gpu.xid_ledger import XidLedger
 from collectors.host import HostCollector
 from collectors.prometheus import PrometheusCollector, PrometheusQuery
 from collectors.service import ServiceCollector
@@ -83,11 +87,7 @@ def _gpu(
         simulated = GpuMode.NONE if load is None else GpuMode.SIMULATED
         mode = GpuMode.NVML if nvml_present() else simulated
     if mode is GpuMode.NVML:
-        return [
-            NvmlCollector(
-                host, deadline_seconds=settings.gpu_deadline_seconds, library_present=nvml_present
-            )
-        ]
+        return _nvml(settings, host, nvml_present)
     if mode is GpuMode.SIMULATED:
         return [
             SimulatedGpuCollector(
@@ -99,6 +99,31 @@ def _gpu(
             )
         ]
     return []
+
+
+def _nvml(
+    settings: CollectorsSettings, host: str, nvml_present: Callable[[], bool]
+) -> list[Collector]:
+    xid = settings.xid
+    ledger = XidLedger(
+        host,
+        overrides={
+            code: override_xid(code, severity=one.severity, action=one.action, note=one.note)
+            for code, one in xid.overrides.items()
+        },
+        merge_seconds=xid.merge_seconds,
+        hold_seconds=xid.hold_seconds,
+        advice_seconds=xid.advice_seconds,
+    )
+    return [
+        NvmlCollector(
+            host,
+            deadline_seconds=settings.gpu_deadline_seconds,
+            library_present=nvml_present,
+            xids=ledger,
+        ),
+        XidCollector(host, ledger, open_log(xid.source, kernel_only=xid.kernel_only)),
+    ]
 
 
 def _client() -> httpx.Client:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints, field_validator
 
+from collectors.gpu.xid import RecommendedAction, Severity
+
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.@+-]{1,64}$")]
 LabelName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z_][a-zA-Z0-9_]{0,63}$")]
 Url = Annotated[str, StringConstraints(pattern=r"^https?://[^\s]+$", max_length=2048)]
@@ -110,6 +112,46 @@ class PushSettings(_Frozen):
     )
 
 
+class XidOverride(_Frozen):
+    """What an XID means in this fleet; what is left out stays as the catalogue says."""
+
+    severity: Severity | None = Field(None, description="info, warning, critical or fatal")
+    action: RecommendedAction | None = Field(
+        None,
+        description="ignore, check_app, restart_app, reset_gpu, reboot_node or contact_support",
+    )
+    note: str | None = Field(None, max_length=300, description="what a person should know")
+
+
+class XidSettings(_Frozen):
+    """Where XIDs come from and what they mean."""
+
+    source: str = Field(
+        "auto",
+        pattern=r"^(auto|kmsg|journal|none|/.+)$",
+        max_length=1024,
+        description="auto, kmsg, journal, the path of a log file, or none for NVML's events alone",
+    )
+    kernel_only: bool = Field(
+        default=True,
+        description="leave out what programs wrote into the kernel's log; false lets drills write there",
+    )
+    merge_seconds: float = Field(
+        10.0, ge=0, le=3600, description="reports of one code closer than this are one event"
+    )
+    hold_seconds: float = Field(
+        30.0, ge=1, le=3600, description="how long a code stands after its last report"
+    )
+    advice_seconds: float = Field(
+        600.0, ge=1, le=7 * 86400, description="how long the catalogue's advice stands"
+    )
+    overrides: dict[Annotated[int, Field(ge=1, le=1_000_000)], XidOverride] = Field(
+        default_factory=dict,
+        description='by code, such as { 94 = { action = "reset_gpu" } }; a code that is here '
+        "follows no burst rule",
+    )
+
+
 class CollectorsSettings(_Frozen):
     """What to collect, how often, and how long to keep it."""
 
@@ -129,6 +171,7 @@ class CollectorsSettings(_Frozen):
     gpu_deadline_seconds: float = Field(
         0.7, gt=0, le=30, description="after this a silent driver counts as hanging"
     )
+    xid: XidSettings = Field(XidSettings(), description="XIDs of real GPUs")
     services: tuple[ServiceTarget, ...] = Field((), max_length=64, description="services to watch")
     prometheus: tuple[PrometheusTarget, ...] = Field(
         (), max_length=64, description="Prometheus servers to read"

@@ -24,7 +24,10 @@ from collectors.exposition import (
     stem,
 )
 from collectors.fetch import FetchError, fetch
+from collectors.gpu.kernel_log import open_log
 from collectors.gpu.nvml import NvmlCollector
+from collectors.gpu.xid_collector import XidCollector
+from collectors.gpu.xid_ledger import XidLedger
 from collectors.host import HostCollector
 from collectors.mapping import EntityNamer, Reading, recognise
 from collectors.prometheus import PrometheusClient
@@ -33,6 +36,7 @@ from collectors.signals import unit_of
 PROMETHEUS_PREFIX = "prometheus:"
 # CPU shares and rates need two readings; a quarter of a second is enough for the kernel's 10 ms clock.
 _BETWEEN_READINGS_SECONDS = 0.25
+_XID_SECONDS = 86400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +65,8 @@ def collect_source(
 
     Args:
         spec: ``http(s)://...`` of an exposition, the path of a file of exposition text, ``nvml``,
-            ``host``, or ``prometheus:QUERY``. A URL without a path means its ``/metrics``.
+            ``xid`` (those of the last day in the kernel log), ``host``, or ``prometheus:QUERY``. A URL
+            without a path means its ``/metrics``.
         client: for URLs; by default one is made for this call.
         host: the host's name for series that do not name theirs; by default that of the URL, or of
             this machine.
@@ -80,6 +85,8 @@ def collect_source(
         found = _from_collector(HostCollector(Path(), hostname=host), wall(), twice=True)
     elif spec == "nvml":
         found = _from_collector(NvmlCollector(host or socket.gethostname()), wall())
+    elif spec == "xid":
+        found = _from_collector(_xids(host or socket.gethostname()), wall())
     elif spec.startswith(PROMETHEUS_PREFIX):
         query = spec.removeprefix(PROMETHEUS_PREFIX)
         found = _from_prometheus(query, prometheus_url, prometheus_token, deadline_seconds)
@@ -91,6 +98,12 @@ def collect_source(
         found = _from_file(Path(spec), host, service)
     samples, unrecognised, notes = found
     return SourceReading(samples, unrecognised, notes, time.monotonic() - started)
+
+
+def _xids(host: str) -> XidCollector:
+    # By hand one asks what has happened, not what stands at this moment.
+    ledger = XidLedger(host, hold_seconds=_XID_SECONDS, advice_seconds=_XID_SECONDS)
+    return XidCollector(host, ledger, open_log("auto"))
 
 
 _Found = tuple[Sequence[Reading], Sequence[str], Sequence[str]]
@@ -170,7 +183,7 @@ def _from_file(path: Path, host: str | None, service: str | None) -> _Found:
         raise CollectorError(
             f"cannot read {path}: {error.strerror or error}",
             retryable=False,
-            fix="give a URL, a file of exposition text, nvml, host or prometheus:QUERY",
+            fix="give a URL, a file of exposition text, nvml, xid, host or prometheus:QUERY",
         ) from error
     return _from_text(text, str(path), host or socket.gethostname(), service)
 

@@ -20,6 +20,7 @@ from collectors.gpu.killable import KILL_SECONDS, KillableChild, TooSlow
 from collectors.gpu.numbering import Device, Numbering
 from collectors.gpu.nvml_calls import NO_GPU
 from collectors.gpu.states import DriverState, GpuState, driver_state_of, fix_of
+from collectors.gpu.xid_ledger import WatchedGpu
 
 log = structlog.get_logger(__name__)
 
@@ -47,8 +48,8 @@ Values = Mapping[str, float]
 class XidSink(Protocol):
     """Takes XIDs that NVML reports."""
 
-    def device(self, name: str, pci: str, uuid: str, *, watched: bool) -> None:
-        """Learn a GPU's entity, its PCI address, and whether NVML reports its XIDs."""
+    def device(self, gpu: WatchedGpu, now_seconds: float) -> None:
+        """Learn a GPU, at every reading."""
 
     def from_nvml(self, uuid: str, pci: str, code: int, now_seconds: float) -> None:
         """Take one XID."""
@@ -251,15 +252,17 @@ class NvmlCollector:
         seconds: float,
     ) -> Iterator[Sample]:
         name, labels = self._entity(device), _labels(device)
+        if self._xids is not None:
+            watched = bool(reading.get("xids_watched"))
+            recovery = reading.get("signals", {}).get("gpu_recovery_action")
+            self._xids.device(
+                WatchedGpu(name, device.pci, device.uuid, watched, recovery), now_seconds
+            )
         yield self._state_sample(now_seconds, device, state, reading.get("reason", ""))
         yield Sample(now_seconds, name, "gpu_available", _AVAILABLE[state], labels)
         if state is not GpuState.OK:
             return
         self._quarantined.pop(device.index, None)
-        if self._xids is not None:
-            self._xids.device(
-                name, device.pci, device.uuid, watched=bool(reading.get("xids_watched"))
-            )
         signals: Values = reading["signals"] | {"gpu_driver_call_seconds": seconds}
         for signal, value in signals.items():
             yield Sample(now_seconds, name, signal, value, labels)

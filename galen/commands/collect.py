@@ -37,7 +37,9 @@ class _Collected(BaseModel):
 def collect(
     source: Annotated[
         str,
-        typer.Argument(help="A URL, a file of exposition text, nvml, host, or prometheus:QUERY."),
+        typer.Argument(
+            help="A URL, a file of exposition text, nvml, xid, host, or prometheus:QUERY."
+        ),
     ],
     prometheus_url: Annotated[
         str, typer.Option(help="Where prometheus:QUERY asks.")

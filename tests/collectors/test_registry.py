@@ -14,6 +14,8 @@ from collectors.settings import (
     CollectorsSettings,
     PrometheusTarget,
     ServiceTarget,
+    XidOverride,
+    XidSettings,
 )
 
 
@@ -49,11 +51,11 @@ def test_everything_that_is_asked_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("mode", "nvml", "load", "gpu"),
     [
-        ("auto", True, lambda: 0.5, ["gpu-nvml"]),
+        ("auto", True, lambda: 0.5, ["gpu-nvml", "gpu-xid"]),
         ("auto", False, lambda: 0.5, ["gpu-simulated"]),
         ("auto", False, None, []),
         # Asked for and not there: it stays, and fails in sight.
-        ("nvml", False, lambda: 0.5, ["gpu-nvml"]),
+        ("nvml", False, lambda: 0.5, ["gpu-nvml", "gpu-xid"]),
         ("simulated", True, None, ["gpu-simulated"]),
         ("none", True, lambda: 0.5, []),
     ],
@@ -81,7 +83,14 @@ def test_wrong_settings_are_refused(settings: dict[str, Any]) -> None:
 
 
 def test_every_setting_says_what_it_is() -> None:
-    models = [CollectorsSettings, ServiceTarget, PrometheusTarget, CanarySettings]
+    models = [
+        CollectorsSettings,
+        ServiceTarget,
+        PrometheusTarget,
+        CanarySettings,
+        XidSettings,
+        XidOverride,
+    ]
     for model in models:
         for name, field in model.model_fields.items():
             assert field.description, f"{model.__name__}.{name}"

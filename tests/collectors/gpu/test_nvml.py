@@ -16,6 +16,7 @@ import pytest
 from collectors.contract import Collector, CollectorError, Sample
 from collectors.gpu.nvml import NvmlCollector, nvml_library_present, version_number
 from collectors.gpu.states import DriverState, GpuState
+from collectors.gpu.xid_ledger import WatchedGpu
 from collectors.poller import Poller
 from collectors.signals import catalogue
 from tests.collectors.gpu.fake_nvml import (
@@ -516,8 +517,8 @@ class _Sink:
         self.devices: dict[str, tuple[str, bool]] = {}
         self.xids: list[tuple[str, str, int]] = []
 
-    def device(self, name: str, pci: str, uuid: str, *, watched: bool) -> None:
-        self.devices[name] = (pci, watched)
+    def device(self, gpu: WatchedGpu, now_seconds: float) -> None:
+        self.devices[gpu.name] = (gpu.pci, gpu.watched)
 
     def from_nvml(self, uuid: str, pci: str, code: int, now_seconds: float) -> None:
         self.xids.append((uuid, pci, code))
