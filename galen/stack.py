@@ -47,16 +47,20 @@ def part(options: StackOptions, name: str, command: str) -> Part:
 
 
 def own_service_environment(settings: Settings) -> dict[str, str]:
-    """Return what makes the watch loop watch the service that is started beside it.
+    """Return what makes the watch loop watch and heal the service that is started beside it.
 
-    Nothing where the user has named services: then those are watched, and no other.
+    Nothing where the user has named services: then those are watched, and no other. Two controllers
+    of one degradation level would fight, so the service leaves it to the healer unless told not to.
     """
     if settings.collectors.services:
         return {}
     golden = golden_prompts()[0]
     canary = {"prompt": f"Sentiment: {golden.text}", "expected": golden.expected, "max_tokens": 4}
     service = {"name": OWN_SERVICE, "url": service_url(settings), "canary": canary}
-    return {"GALEN_COLLECTORS__SERVICES": json.dumps([service])}
+    environment = {"GALEN_COLLECTORS__SERVICES": json.dumps([service])}
+    if "automatic_degradation" not in settings.inference.model_fields_set:
+        environment["GALEN_INFERENCE__AUTOMATIC_DEGRADATION"] = "false"
+    return environment
 
 
 # A demonstration and a drill run on a service that they start themselves, and touch nothing else.

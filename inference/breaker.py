@@ -110,6 +110,13 @@ class CircuitBreaker:
             return 0.0
         return max(0.0, self._open_until - self._clock())
 
+    @property
+    def refusing(self) -> bool:
+        """Whether `ask` would refuse; asking this takes no probe."""
+        if self._state is BreakerState.CLOSED:
+            return False
+        return self.state is BreakerState.OPEN or self._probing
+
     def ask(self) -> Permit:
         """Let a request pass, make it the probe, or refuse it."""
         if self._state is BreakerState.CLOSED:

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol
 
 from inference.errors import OverloadedError, UnavailableError
+from inference.queueing import Priority
+from inference.rates import retry_after
 from inference.requests import GenerationRequest
 
 _REFUSAL_RETRY_AFTER_SECONDS = 10.0
+
+
+class Degradable(Protocol):
+    """A request of any kind, as far as a level looks at it."""
+
+    @property
+    def canary(self) -> bool:
+        """Whether it is a probe, not user load."""
+
+    @property
+    def priority(self) -> Priority:
+        """How urgent it is."""
 
 
 class Level(IntEnum):
@@ -23,23 +36,9 @@ class Level(IntEnum):
     SHORT_ANSWERS = 2
     """Answers are cut to ``degraded_max_tokens``."""
     SMALL_MODEL = 3
-    """The fallback model answers."""
+    """The fallback model answers (`inference.fallback`)."""
     REFUSE = 4
     """Every request is refused with the reason."""
-
-
-class Admitted(Protocol):
-    """What admission looks at, whichever kind of request it is."""
-
-    @property
-    def canary(self) -> bool:
-        """Whether it is a probe, not user load."""
-        ...
-
-    @property
-    def low_priority(self) -> bool:
-        """Whether it is the first to go."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +49,7 @@ class Degradation:
     reason: str = ""
     since_seconds: float = 0.0
 
-    def check(self, request: Admitted) -> None:
+    def check(self, request: Degradable) -> None:
         """Refuse what the level gives up.
 
         Raises:
@@ -63,13 +62,13 @@ class Degradation:
             raise UnavailableError(
                 f"requests are refused: {self.reason or 'degradation level 4'}",
                 reason="degraded",
-                retry_after_seconds=_REFUSAL_RETRY_AFTER_SECONDS,
+                retry_after_seconds=retry_after(_REFUSAL_RETRY_AFTER_SECONDS),
             )
-        if self.level >= Level.CORE_ONLY and request.low_priority:
+        if self.level >= Level.CORE_ONLY and request.priority is Priority.LOW:
             raise OverloadedError(
                 f"low-priority requests are refused: {self.reason or 'degraded'}",
                 reason="low_priority",
-                retry_after_seconds=_REFUSAL_RETRY_AFTER_SECONDS,
+                retry_after_seconds=retry_after(_REFUSAL_RETRY_AFTER_SECONDS),
             )
 
     def max_tokens(self, request: GenerationRequest, degraded_max_tokens: int) -> int:
@@ -77,15 +76,3 @@ class Degradation:
         if self.level >= Level.SHORT_ANSWERS and not request.canary:
             return min(request.max_tokens, degraded_max_tokens)
         return request.max_tokens
-
-    def model_for(self, request: GenerationRequest, models: Sequence[str]) -> str:
-        """Return the model that answers; the last one has no fallback."""
-        if self.level >= Level.SMALL_MODEL and not request.canary:
-            return fallback_of(request.model, models)
-        return request.model
-
-
-def fallback_of(model: str, models: Sequence[str]) -> str:
-    """Return the next model of the chain, or the same where there is none."""
-    following = models.index(model) + 1
-    return models[following] if following < len(models) else model

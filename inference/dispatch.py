@@ -13,7 +13,8 @@ from collections.abc import Callable, Collection
 
 import structlog
 
-from inference.admission import AdmissionQueue
+from inference.admission import AdmissionQueue, displaced
+from inference.breaker import BreakerOptions, BreakerState, CircuitBreaker, Outcome, Permit
 from inference.errors import (
     ClientGoneError,
     DeadlineExceededError,
@@ -21,9 +22,12 @@ from inference.errors import (
     InvalidRequestError,
     MemoryLimitError,
     ServiceError,
+    UnavailableError,
 )
+from inference.estimates import GenerationTime
 from inference.model import GoldenPrompt, ModelMetadata
 from inference.poison.sandbox import Numbered, numbered
+from inference.rates import retry_after
 from inference.requests import GenerationRequest, Ticket, TicketState
 from inference.settings import InferenceSettings
 from inference.worker.frames import BatchDone
@@ -32,7 +36,12 @@ from inference.worker.wire import Cancel, Failed, Finished, Generate, Ready, Tok
 
 _log = structlog.get_logger(__name__)
 
-TicketListener = Callable[[Ticket, Finished], None]
+TicketListener = Callable[[Ticket, Finished | ServiceError], None]
+"""Told how a ticket ended, once, whether a client still waits for it or not."""
+
+# A request whose deadline passes on the engine is the engine's failure if it was there for so many
+# times as long as others are; else its deadline was short.
+_STUCK_FACTOR = 3.0
 
 
 class Dispatcher:
@@ -43,13 +52,22 @@ class Dispatcher:
         model: str,
         settings: InferenceSettings,
         clock: Callable[[], float],
-        on_finished: TicketListener,
+        on_end: TicketListener,
     ) -> None:
         self._model = model
         self._clock = clock
-        self._on_finished = on_finished
-        self.queue = AdmissionQueue(settings.max_queue, clock)
-        self.max_slots = settings.slots
+        self._on_end = on_end
+        self.queue: AdmissionQueue[Ticket] = AdmissionQueue(
+            settings.max_queue,
+            settings.slots,
+            clock,
+            ageing_seconds=settings.priority_ageing_seconds,
+            tolerance=settings.concurrency_tolerance if settings.adaptive_concurrency else None,
+        )
+        self.times = GenerationTime(clock)
+        self.breaker: CircuitBreaker | None = None
+        if settings.circuit_breaker:
+            self.breaker = CircuitBreaker(breaker_options(settings), clock, self._breaker_moved)
         self._numbers = itertools.count(1)
         self._running: dict[int, Ticket] = {}
         self._link: WorkerLink | None = None
@@ -62,6 +80,15 @@ class Dispatcher:
     def running(self) -> int:
         """Requests that hold a slot, canaries included."""
         return len(self._running)
+
+    @property
+    def max_slots(self) -> int:
+        """Requests that may hold a slot."""
+        return self.queue.slots
+
+    @max_slots.setter
+    def max_slots(self, slots: int) -> None:
+        self.queue.slots = slots
 
     @property
     def active_users(self) -> int:
@@ -78,13 +105,23 @@ class Dispatcher:
 
         Raises:
             OverloadedError: admission refuses it.
-            DeadlineExceededError: it arrived too late.
+            DeadlineExceededError: it cannot be answered in its time.
+            UnavailableError: the circuit breaker is open.
         """
         ticket = Ticket(request, next(self._numbers), max_tokens)
         now = ticket.enqueued_at = self._clock()
         if request.deadline <= now:
             raise DeadlineExceededError("the deadline passed before the request was admitted")
-        self.queue.admit(ticket, self.running, self.max_slots)
+        ticket.permit = self._ask_breaker(request)
+        try:
+            expected = self.times.seconds(request.task, max_tokens)
+            leaves = self.queue.admit(ticket, self.running, expected)
+        except ServiceError:
+            self._record(ticket, Outcome.UNKNOWN)
+            raise
+        if leaves is not None:
+            wait = self.queue.drain_rate.wait_seconds(self.queue.depth, self.max_slots)
+            self._end(leaves, displaced(wait))
         loop = asyncio.get_running_loop()
         ticket.expiry = loop.call_later(request.deadline - now, self._expire, ticket)
         self.pump()
@@ -93,7 +130,7 @@ class Dispatcher:
     def cancel(self, ticket: Ticket, error: ServiceError | None = None) -> None:
         """End a request for its client, and take it off the engine."""
         state = ticket.state
-        ticket.put(error or ClientGoneError("the client closed the connection"))
+        self._end(ticket, error or ClientGoneError("the client closed the connection"))
         if state is TicketState.QUEUED:
             self.queue.remove(ticket)
         elif state is TicketState.RUNNING and self._link is not None:
@@ -147,11 +184,10 @@ class Dispatcher:
                 ticket.repeats += not planned
                 self.queue.requeue(ticket)
             else:
-                ticket.put(
-                    EngineFailedError(
-                        f"the engine failed: {reason}", retry_after_seconds=retry_after_seconds
-                    )
+                error = EngineFailedError(
+                    f"the engine failed: {reason}", retry_after_seconds=retry_after_seconds
                 )
+                self._end(ticket, error)
         return [(ticket.request, numbered(generate(ticket))) for ticket in suspects]
 
     def receive(self, message: Token | Finished | Failed | BatchDone) -> None:
@@ -168,18 +204,93 @@ class Dispatcher:
             self.golden_seconds += self._clock() - ticket.dispatched_at
         self.pending_since = self._clock() if self._running else None
         if isinstance(message, Finished):
-            self.queue.drain_rate.observe(self._clock() - ticket.dispatched_at)
-            if ticket.state is not TicketState.DONE:
-                self._on_finished(ticket, message)
-            ticket.put(message)
+            self._measure(ticket, message)
+            self._end(ticket, message)
         else:
-            ticket.put(_error_of(message))
+            self._end(ticket, _error_of(message))
         self.pump()
+
+    @property
+    def refusing(self) -> bool:
+        """Whether the circuit breaker would refuse a user's request now."""
+        return self.breaker is not None and self.breaker.refusing
+
+    def _ask_breaker(self, request: GenerationRequest) -> Permit:
+        """Return the breaker's permit; canaries pass in any case, and may be its probe."""
+        if self.breaker is None:
+            return Permit.PASS
+        permit = self.breaker.ask()
+        if permit is Permit.REFUSED:
+            if request.canary:
+                return Permit.PASS
+            raise UnavailableError(
+                f"{self._model} failed too often and is given a pause",
+                reason="circuit_open",
+                retry_after_seconds=retry_after(self.breaker.retry_after_seconds),
+            )
+        return permit
+
+    def _end(self, ticket: Ticket, event: Finished | ServiceError) -> None:
+        """End a ticket, once, and tell everybody who counts."""
+        if ticket.state is TicketState.DONE:
+            return
+        self._record(ticket, self._outcome(ticket, event))
+        self._on_end(ticket, event)
+        ticket.put(event)
+
+    def _measure(self, ticket: Ticket, answer: Finished) -> None:
+        """Learn how long requests take."""
+        self.queue.finished(self._clock() - ticket.dispatched_at, self.running)
+        self.times.observe(
+            ticket.request.task,
+            answer.first_token_at - ticket.dispatched_at,
+            answer.last_token_at - answer.first_token_at,
+            answer.completion_tokens,
+        )
+
+    def _outcome(self, ticket: Ticket, event: Finished | ServiceError) -> Outcome:
+        """Judge what an end says about the engine."""
+        if isinstance(event, Finished):
+            return Outcome.SUCCESS
+        if isinstance(event, EngineFailedError):
+            return Outcome.FAILURE
+        usual = self.queue.drain_rate.service_seconds
+        if (
+            isinstance(event, DeadlineExceededError)
+            and ticket.state is TicketState.RUNNING
+            and usual
+        ):
+            ran = self._clock() - ticket.dispatched_at
+            return Outcome.FAILURE if ran > _STUCK_FACTOR * usual else Outcome.UNKNOWN
+        return Outcome.UNKNOWN
+
+    def _record(self, ticket: Ticket, outcome: Outcome) -> None:
+        if self.breaker is not None:
+            self.breaker.record(ticket.permit, outcome)
+
+    def _breaker_moved(self, before: BreakerState, after: BreakerState, reason: str) -> None:
+        _log.warning(
+            "circuit_breaker_changed",
+            model=self._model,
+            before=before.value,
+            after=after.value,
+            reason=reason,
+        )
 
     def _expire(self, ticket: Ticket) -> None:
         where = "waiting for a slot" if ticket.state is TicketState.QUEUED else "decoding"
         error = DeadlineExceededError(f"the deadline passed while {where}", retry_after_seconds=1.0)
         self.cancel(ticket, error)
+
+
+def breaker_options(settings: InferenceSettings) -> BreakerOptions:
+    """Return what the settings say about circuit breakers."""
+    return BreakerOptions(
+        settings.breaker_window_seconds,
+        settings.breaker_least_requests,
+        settings.breaker_failure_share,
+        settings.breaker_open_seconds,
+    )
 
 
 def generate(ticket: Ticket) -> Generate:

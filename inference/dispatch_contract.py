@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from typing import Protocol
 
+from inference.breaker import CircuitBreaker
 from inference.poison.sandbox import Numbered
 from inference.worker.frames import BatchDone
 from inference.worker.link import WorkerLink
@@ -38,6 +39,8 @@ class EngineDispatcher(Protocol):
     """Requests, or rows of requests, that are computed together at most."""
     pending_since: float | None
     """Since when the worker has had work without a break; read by the supervisor's thread."""
+    breaker: CircuitBreaker | None
+    """None where it is switched off."""
     golden_seconds: float
     """Time that the service's own golden examples held slots; grows."""
 

@@ -94,7 +94,7 @@ class EngineHost:
         repository: ModelRepository,
         *,
         clock: Callable[[], float],
-        on_finished: TicketListener,
+        on_end: TicketListener,
         wake_supervisor: Callable[[], None],
         on_down: DownListener,
         on_loaded: LoadedListener,
@@ -113,7 +113,7 @@ class EngineHost:
         if self.kind is ModelKind.TENSOR:
             self.dispatcher = TensorDispatcher(model, settings, clock)
         else:
-            self.dispatcher = Dispatcher(model, settings, clock, on_finished)
+            self.dispatcher = Dispatcher(model, settings, clock, on_end)
         self.supervisor = Supervisor(model, settings, self._launch, self, clock)
         self.ready: Ready | None = None
         """What the running worker loaded; None while none is ready."""
@@ -151,6 +151,16 @@ class EngineHost:
             f"{self.model} computes on tensors; ask it by /v2/models/{self.model}/infer",
             param="model",
         )
+
+    def alike(self, other: EngineHost) -> bool:
+        """Say whether another model takes and gives the same things, so that it can stand in."""
+        if self.kind is not other.kind:
+            return False
+        if self.kind is not ModelKind.TENSOR:
+            return True
+        own, theirs = self.tensors, other.tensors
+        same = own.inputs == theirs.inputs and own.outputs == theirs.outputs
+        return same and bool(own.inputs)
 
     @property
     def tensors(self) -> TensorDispatcher:

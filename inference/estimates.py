@@ -7,10 +7,13 @@ alive by refusing everything that would correct it: one that has not been confir
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
-# Weight of the newest value; about the last twenty count.
+# Weight of the newest value while many come (about the last twenty count); one that comes after a
+# pause weighs more, so that a few canaries are enough to forget a slow phase.
 _SMOOTHING = 0.1
+_MEMORY_SECONDS = 3.0
 STALE_SECONDS = 5.0
 # Tasks whose length is remembered; the names come from model.toml, so there are a few.
 _MOST_TASKS = 64
@@ -19,17 +22,21 @@ _MOST_TASKS = 64
 class Smoothed:
     """An exponentially smoothed mean; None before the first value."""
 
-    __slots__ = ("value",)
+    __slots__ = ("_observed_at", "value")
 
     def __init__(self) -> None:
         self.value: float | None = None
+        self._observed_at = 0.0
 
-    def observe(self, value: float) -> None:
+    def observe(self, value: float, now: float) -> None:
         """Take a value."""
         if self.value is None:
             self.value = value
         else:
-            self.value += _SMOOTHING * (value - self.value)
+            pause = max(0.0, now - self._observed_at)
+            weight = max(_SMOOTHING, 1.0 - math.exp(-pause / _MEMORY_SECONDS))
+            self.value += weight * (value - self.value)
+        self._observed_at = now
 
 
 class DrainRate:
@@ -46,8 +53,8 @@ class DrainRate:
 
     def observe(self, service_seconds: float) -> None:
         """Take the time that a finished request held its slot."""
-        self._service.observe(service_seconds)
         self._observed_at = self._clock()
+        self._service.observe(service_seconds, self._observed_at)
 
     @property
     def service_seconds(self) -> float | None:
@@ -75,7 +82,8 @@ class GenerationTime:
     usually have, at most the length that the client asks for.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
         self._first_token = Smoothed()
         self._per_token = Smoothed()
         self._tokens: dict[str, Smoothed] = {}
@@ -84,12 +92,13 @@ class GenerationTime:
         self, task: str, first_token_seconds: float, rest_seconds: float, tokens: int
     ) -> None:
         """Take an answer: from its slot to the first token, from there to the last, its length."""
-        self._first_token.observe(first_token_seconds)
+        now = self._clock()
+        self._first_token.observe(first_token_seconds, now)
         if tokens > 1:
-            self._per_token.observe(rest_seconds / (tokens - 1))
+            self._per_token.observe(rest_seconds / (tokens - 1), now)
         if task not in self._tokens and len(self._tokens) >= _MOST_TASKS:
             return
-        self._tokens.setdefault(task, Smoothed()).observe(tokens)
+        self._tokens.setdefault(task, Smoothed()).observe(tokens, now)
 
     def seconds(self, task: str, max_tokens: int) -> float | None:
         """Return the expected time in a slot; None while unknown."""

@@ -60,6 +60,14 @@ class RequestMetrics:
         self._cancelled = self._counter(
             "llm_requests_cancelled", "Requests ended by the client", ["model"]
         )
+        self._fallbacks = self._counter(
+            "llm_requests_fallback",
+            "Requests given to another model than the one asked for",
+            ["model", "answered_by", "reason"],
+        )
+        self._by_key = self._counter(
+            "api_key_requests", "Finished user requests by API key", ["key", "status"]
+        )
         self._tokens = self._counter(
             "llm_tokens_processed", "Tokens of prompts and completions", ["model", "type"]
         )
@@ -99,6 +107,14 @@ class RequestMetrics:
     def rejected(self, model: str, reason: str) -> None:
         """Count a refusal by admission."""
         self._rejected.labels(model, reason).inc()
+
+    def fell_back(self, model: str, answered_by: str, reason: str) -> None:
+        """Count a request that another model answers."""
+        self._fallbacks.labels(model, answered_by, reason).inc()
+
+    def finished_for(self, key: str, status: int) -> None:
+        """Count the end of a request of a client with an API key, by the key's name."""
+        self._by_key.labels(key, str(status)).inc()
 
     def cancelled(self, model: str) -> None:
         """Count a client that left."""

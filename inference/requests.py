@@ -7,7 +7,9 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from enum import StrEnum
 
+from inference.breaker import Permit
 from inference.errors import ServiceError
+from inference.queueing import Priority
 from inference.worker.wire import Finished, Token
 
 
@@ -35,7 +37,7 @@ class GenerationRequest:
     stop: tuple[str, ...] = ()
     stream: bool = False
     canary: bool = False
-    low_priority: bool = False
+    priority: Priority = Priority.NORMAL
     ignore_eos: bool = False
     min_tokens: int = 0
     golden: bool = False
@@ -59,6 +61,8 @@ class Ticket:
         self.number = number
         self.max_tokens = max_tokens
         self.state = TicketState.QUEUED
+        self.permit = Permit.PASS
+        """What the circuit breaker said."""
         self.enqueued_at = 0.0
         self.dispatched_at = 0.0
         self.answer: Finished | None = None
@@ -70,6 +74,21 @@ class Ticket:
         self.expiry: asyncio.TimerHandle | None = None
         # One event a token and the end; an answer cannot be longer than that.
         self._events: asyncio.Queue[Token | Finished | ServiceError] = asyncio.Queue(max_tokens + 2)
+
+    @property
+    def priority(self) -> Priority:
+        """Its lane in the queue."""
+        return self.request.priority
+
+    @property
+    def canary(self) -> bool:
+        """Whether it is a probe, not user load."""
+        return self.request.canary
+
+    @property
+    def deadline(self) -> float:
+        """When it must be answered; CLOCK_MONOTONIC seconds."""
+        return self.request.deadline
 
     def put(self, event: Token | Finished | ServiceError) -> None:
         """Deliver an event; what comes after the end is dropped."""

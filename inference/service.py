@@ -12,30 +12,33 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 from pydantic import SecretStr
 
+from inference.admission_metrics import AdmissionCollector
 from inference.canary import Canary, CanaryOutcome, Golden
 from inference.connections import ConnectionCounts
-from inference.degradation import Admitted, Degradation, Level, fallback_of
+from inference.degradation import Degradable, Degradation, Level
 from inference.dispatch_contract import Suspect
 from inference.engine_host import EngineHost, EngineState
 from inference.errors import (
+    DeadlineExceededError,
+    InvalidRequestError,
     NotFoundError,
     OverloadedError,
-    QuarantinedError,
-    RateLimitedError,
-    UnavailableError,
+    ServiceError,
 )
+from inference.fallback import FallbackReason, Route, chain_of, choose
+from inference.gate import Gate, host_memory_share
 from inference.health import HealthReport, judge
 from inference.health_history import HealthHistory, HistoryCollector, Observation
 from inference.metrics import CanaryCollector, EngineCollector, RequestMetrics
 from inference.model import GoldenPrompt, ModelKind
 from inference.poison.guard import PoisonCollector, PoisonGuard
 from inference.poison.sandbox import Numbered
-from inference.rates import TokenBucket
+from inference.pressure import PressureMeter, Signals
 from inference.release.catalogue import Catalogue
 from inference.release.manager import ReleaseCollector, Releases
 from inference.release.observing import of_message
@@ -55,6 +58,18 @@ VERSION = "0.1.0"
 _DRAIN_POLL_SECONDS = 0.02
 # Spans of the last requests are sent at the end; a collector that is gone does not hold us up.
 _FLUSH_SECONDS = 2.0
+
+
+class Countable(Protocol):
+    """A request of any kind, as far as it is counted."""
+
+    @property
+    def model(self) -> str:
+        """The model that was asked for."""
+
+    @property
+    def canary(self) -> bool:
+        """Whether it is a probe, not user load."""
 
 
 class InferenceService:
@@ -89,6 +104,8 @@ class InferenceService:
         """Of requests that have no answer yet."""
         if self.tracing is not None:
             self.metrics.registry.register(TraceCollector(self.tracing.export))
+        self.gate = Gate(settings, clock, wall_clock)
+        self._meter = PressureMeter()
         self.poison = PoisonGuard(
             settings, lambda case: self.hosts[case.model].sandbox(case.version), wall_clock
         )
@@ -104,13 +121,10 @@ class InferenceService:
         self.metrics.registry.register(
             EngineCollector(self.hosts, self.health, lambda: self.degradation.level, clock)
         )
-        self.degradation = Degradation(since_seconds=wall_clock())
+        self.metrics.registry.register(AdmissionCollector(self.hosts, self.gate))
         self.history = HealthHistory(self._observe, clock, wall_clock)
         self.metrics.registry.register(HistoryCollector(self.history))
         self.tensors = TensorFront(self)
-        self.rate = TokenBucket(settings.requests_per_second, clock)
-        self._canary_rate = TokenBucket(settings.canary_requests_per_second, clock)
-        self.draining = False
         self.leaving = False
         """Set at the first signal: not ready any more, while accepted requests are answered."""
         self.tasks: list[asyncio.Task[None]] = []
@@ -126,7 +140,7 @@ class InferenceService:
             self.settings,
             self.repository,
             clock=self.clock,
-            on_finished=self._on_finished,
+            on_end=self._on_end,
             wake_supervisor=self._wake,
             on_down=self._on_down,
             on_loaded=self._on_loaded,
@@ -145,13 +159,15 @@ class InferenceService:
             self._canary_tasks[model] = loop.create_task(canary.run())
         self.tasks = [loop.create_task(self.releases.run())]
         self.tasks.append(loop.create_task(self.poison.investigator.run()))
+        if self.settings.automatic_degradation:
+            self.tasks.append(loop.create_task(self._adapt()))
         watch = self.history.run(self.settings.health_interval_seconds)
         self.tasks.append(loop.create_task(watch))
         _log.info("service_started", models=list(self.hosts), repository=str(self.repository.root))
 
     async def stop(self) -> None:
         """Finish accepted requests as far as time allows, then end the workers."""
-        self.draining = True
+        self.gate.draining = True
         deadline = self.clock() + self.settings.drain_seconds
         while not self.idle and self.clock() < deadline:  # noqa: ASYNC110 - a few times, once
             await asyncio.sleep(_DRAIN_POLL_SECONDS)
@@ -229,26 +245,58 @@ class InferenceService:
         """The model that answers when a request names none."""
         return self.settings.models[0]
 
-    def submit(self, request: GenerationRequest) -> tuple[Ticket, str]:
-        """Admit a request; return its ticket and the model that will answer.
+    def submit(self, request: GenerationRequest) -> tuple[Ticket, Route]:
+        """Admit a request; return its ticket and who will answer.
 
         Raises:
             ServiceError: it is refused; a refusal costs no engine time.
         """
-        host = self.host(request.model)
+        self.host(request.model)
         try:
             self.check_admission(request)
-            model = self._choose_model(request)
-            max_tokens = self.degradation.max_tokens(request, self.settings.degraded_max_tokens)
-            host = self.hosts[model]
+            route = self.route(request.model, canary=request.canary)
+            host = self.hosts[route.model]
             if not request.golden:
-                self.poison.check(request, model, host.version)
+                self.poison.check(request, route.model, host.version)
             host.check_available(request.deadline - self.clock(), golden=request.golden)
-            return host.generation.submit(request, max_tokens), model
-        except (OverloadedError, UnavailableError, QuarantinedError) as error:
-            if not request.canary:
-                self.metrics.rejected(request.model, error.reason)
+            limit = self.settings.degraded_max_tokens
+            max_tokens = self.degradation.max_tokens(request, limit)
+            ticket = host.generation.submit(request, max_tokens)
+        except ServiceError as error:
+            self.count_refusal(request, error)
             raise
+        if route.reason:
+            self.metrics.fell_back(request.model, route.model, route.reason.value)
+        return ticket, route
+
+    def check_admission(self, request: Degradable) -> None:
+        """Count an arrival, and apply what holds for all models.
+
+        Raises:
+            ServiceError: it is refused.
+        """
+        if not request.canary:
+            self._meter.arrived()
+        self.gate.check(request)
+
+    def route(self, model: str, *, canary: bool) -> Route:
+        """Return who answers for a model now; canaries ask the model that they name."""
+        if canary:
+            return Route(model)
+        level, chain = self.degradation.level, self.chain(model)
+        return choose(model, level, self.settings, chain, self._unusable)
+
+    def chain(self, model: str) -> tuple[str, ...]:
+        """Return the models that may answer for one, best first."""
+        own = self.hosts[model]
+        served = tuple(self.hosts)
+        return chain_of(model, self.settings, served, lambda name: own.alike(self.hosts[name]))
+
+    def count_refusal(self, request: Countable, error: ServiceError) -> None:
+        """Count a user's request that admission refused, or put out again."""
+        if not request.canary and not isinstance(error, InvalidRequestError):
+            self.metrics.rejected(request.model, error.reason)
+            self._meter.refused(error.reason)
 
     def cancel(self, ticket: Ticket | TensorTicket, model: str) -> None:
         """Give up a request whose client has left; one that is done stays done."""
@@ -261,46 +309,47 @@ class InferenceService:
         if not ticket.request.canary:
             self.metrics.cancelled(ticket.request.model)
 
-    def check_canary_rate(self) -> None:
-        """Limit the probes of others, which go ahead of users.
+    @property
+    def degradation(self) -> Degradation:
+        """The level in force."""
+        return self.gate.degradation
 
-        Raises:
-            OverloadedError: there are too many.
-        """
-        wait = self._canary_rate.take()
-        if wait > 0.0:
-            raise RateLimitedError(
-                f"more than {self._canary_rate.rate:g} canary requests per second",
-                retry_after_seconds=max(1.0, wait),
-            )
+    @property
+    def draining(self) -> bool:
+        """Whether new requests are refused while the accepted ones finish."""
+        return self.gate.draining
 
-    def check_admission(self, request: Admitted) -> None:
-        """Apply what holds for all models."""
-        if request.canary:
-            return
-        if self.draining:
-            raise UnavailableError(
-                "the service is draining", reason="draining", retry_after_seconds=5.0
-            )
-        self.degradation.check(request)
-        wait = self.rate.take()
-        if wait > 0.0:
-            raise RateLimitedError(
-                f"more than {self.rate.rate:g} requests per second",
-                retry_after_seconds=max(1.0, wait),
-            )
+    def _unusable(self, model: str) -> FallbackReason:
+        host = self.hosts[model]
+        if not host.up:
+            return FallbackReason.ENGINE_DOWN
+        breaker = host.dispatcher.breaker
+        if breaker is not None and breaker.refusing:
+            return FallbackReason.CIRCUIT_OPEN
+        return FallbackReason.NONE
 
-    def _choose_model(self, request: GenerationRequest) -> str:
-        model = self.degradation.model_for(request, self.kin(request.model))
-        if self.settings.automatic_fallback and not request.canary and not self.hosts[model].up:
-            fallback = fallback_of(model, self.kin(model))
-            return fallback if self.hosts[fallback].up else model
-        return model
+    async def _adapt(self) -> None:
+        """Let our own signals move the degradation level, for ever."""
+        interval = min(1.0, self.settings.degradation_raise_seconds / 3)
+        while True:
+            await asyncio.sleep(interval)
+            try:
+                self.gate.adapt(self._signals(), has_fallback=bool(self.chain(self.default_model)))
+            except Exception:  # noqa: BLE001 - a loop survives a failing part
+                _log.exception("degradation_signals_failed")
 
-    def kin(self, model: str) -> tuple[str, ...]:
-        """Return the models of the same kind in order; only these can stand in for each other."""
-        kind = self.hosts[model].kind
-        return tuple(name for name, host in self.hosts.items() if host.kind is kind)
+    def _signals(self) -> Signals:
+        model = self.default_model
+        why = self._unusable(model) if self.canaries[model].passed_once else FallbackReason.NONE
+        helped = any(not self._unusable(name) for name in self.chain(model))
+        workers = (
+            host.supervisor.status.usage.resident_memory_bytes for host in self.hosts.values()
+        )
+        memory = max(workers, default=0) / self.settings.memory_limit_bytes
+        return self._meter.read(
+            engine_down=why.value if helped else "",
+            memory_share=max(host_memory_share(), memory),
+        )
 
     def level_of(self, request: GenerationRequest | TensorTicket, model: str) -> int:
         """Return the degradation that an answer shows: the level, or 3 if a fallback answers."""
@@ -308,9 +357,18 @@ class InferenceService:
             return max(self.degradation.level, Level.SMALL_MODEL)
         return self.degradation.level
 
-    def _on_finished(self, ticket: Ticket, answer: Finished) -> None:
-        if not ticket.request.canary:
-            self.metrics.decoded(ticket, answer)
+    def _on_end(self, ticket: Ticket, event: Finished | ServiceError) -> None:
+        request = ticket.request
+        if request.canary:
+            return
+        if isinstance(event, Finished):
+            self.metrics.decoded(ticket, event)
+            allowed = request.deadline - ticket.enqueued_at
+            self._meter.waited((ticket.dispatched_at - ticket.enqueued_at) / allowed)
+        elif isinstance(event, OverloadedError):
+            self.count_refusal(request, event)
+        elif isinstance(event, DeadlineExceededError) and ticket.state is TicketState.QUEUED:
+            self._meter.expired()
 
     def _on_down(
         self,
@@ -378,9 +436,9 @@ class InferenceService:
     @property
     def serving_model(self) -> str:
         """The model that answers requests for the default model now."""
-        if self.degradation.level >= Level.SMALL_MODEL:
-            return fallback_of(self.default_model, self.kin(self.default_model))
-        return self.default_model
+        if self.degradation.level < Level.SMALL_MODEL:
+            return self.default_model
+        return self.route(self.default_model, canary=False).model
 
     def health(self) -> HealthReport:
         """Judge the five layers of the serving model."""
@@ -412,9 +470,8 @@ class InferenceService:
     # --- administration
 
     def set_degradation(self, level: Level, reason: str) -> None:
-        """Change the degradation level."""
-        self.degradation = Degradation(level, reason, self.wall_clock())
-        _log.info("degradation_changed", level=int(level), reason=reason)
+        """Change the administrator's degradation level."""
+        self.gate.set_degradation(level, reason)
 
     def set_limits(self, changes: dict[str, Any]) -> None:
         """Change limits; None sets a limit back to the configured one, or lifts the rate limit."""
@@ -426,7 +483,7 @@ class InferenceService:
                 dispatcher.max_slots = changes["max_slots"] or self._slots(host)
                 dispatcher.pump()
         if "requests_per_second" in changes:
-            self.rate.set_rate(changes["requests_per_second"])
+            self.gate.rate.set_rate(changes["requests_per_second"])
         _log.info("limits_changed", **changes)
 
     def _slots(self, host: EngineHost) -> int:
@@ -439,7 +496,7 @@ class InferenceService:
 
     def drain(self, *, enabled: bool) -> None:
         """Refuse new requests, or accept them again."""
-        self.draining = enabled
+        self.gate.draining = enabled
         _log.info("drain_changed", drain=enabled)
 
 

@@ -184,8 +184,73 @@ class InferenceSettings(BaseModel):
         description="Part of an answer that may wait in the service for its client, beside what "
         "the kernel holds; more than that, and the client's time to read begins.",
     )
+    adaptive_concurrency: bool = Field(
+        default=True,
+        description="Let fewer than max_queue wait while a standing queue shows an overload.",
+    )
+    concurrency_tolerance: float = Field(
+        default=2.0,
+        ge=1.0,
+        le=100.0,
+        description="Service times that a request may take, waiting included, before the adaptive "
+        "limit shrinks.",
+    )
+    priority_ageing_seconds: float = Field(
+        default=0.5,
+        ge=0,
+        le=3600,
+        description="A request that has waited this much longer is equal to one of the next higher "
+        "priority.",
+    )
+    circuit_breaker: bool = Field(
+        default=True, description="Give an engine that fails most of the time a pause."
+    )
+    breaker_window_seconds: float = Field(
+        default=10.0, gt=0, le=3600, description="Window in which failures are counted."
+    )
+    breaker_least_requests: int = Field(
+        default=10, ge=1, le=100_000, description="Fewer requests in the window prove nothing."
+    )
+    breaker_failure_share: float = Field(
+        default=0.5, gt=0, le=1, description="Share of failures that opens the circuit breaker."
+    )
+    breaker_open_seconds: float = Field(
+        default=2.0,
+        gt=0,
+        le=3600,
+        description="Pause before a single request probes the engine; each failed probe doubles it, "
+        "up to eight times.",
+    )
+    fallbacks: dict[str, tuple[str, ...]] = Field(
+        default_factory=dict,
+        description="Models that answer for one that is down, degraded or paused by its circuit "
+        "breaker, in order; without an entry the next of `models`, and only where "
+        "automatic_fallback or the degradation level asks for it.",
+    )
+
+    # --- clients
+    api_keys_file: Path | None = Field(
+        default=None, description="TOML file of API keys; with one, /v1 and /v2 need a key."
+    )
+    client_requests_per_second: float | None = Field(
+        default=None,
+        gt=0,
+        le=1e6,
+        description="Limit of user requests per remote address, for clients without a key.",
+    )
 
     # --- degradation
+    automatic_degradation: bool = Field(
+        default=True,
+        description="Choose the degradation level by the service's own signals as well; off where an "
+        "outside healer decides.",
+    )
+    degradation_raise_seconds: float = Field(
+        default=3.0, gt=0, le=3600, description="Pressure of this length raises the level by one."
+    )
+    degradation_lower_seconds: float = Field(
+        default=15.0, gt=0, le=86_400, description="Calm of this length lowers the level by one."
+    )
     degraded_max_tokens: int = Field(
         default=16, ge=1, le=4096, description="Longest answer at degradation level 2 and above."
     )
@@ -373,6 +438,12 @@ class InferenceSettings(BaseModel):
             raise ValueError("max_loaded_models must not be below the number of models")
         if len(set(self.models)) != len(self.models):
             raise ValueError("models must not name a model twice")
+        for model, chain in self.fallbacks.items():
+            strangers = {model, *chain} - set(self.models)
+            if strangers:
+                raise ValueError(f"fallbacks names models that are not served: {sorted(strangers)}")
+            if model in chain or len(set(chain)) != len(chain):
+                raise ValueError(f"fallbacks of {model} must name each other model once")
         return self
 
     def deadline_seconds(self, task: str) -> float:

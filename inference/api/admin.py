@@ -8,9 +8,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from inference.admission import AdmissionQueue
 from inference.api.authority import check_admin_token
 from inference.api.health import Faults, Service
 from inference.degradation import Level
+from inference.dispatch_contract import EngineDispatcher
 from inference.faults import FaultControl
 from inference.service import InferenceService
 
@@ -159,6 +161,8 @@ async def state(service: Service, faults: Faults) -> dict[str, Any]:
             "level": int(service.degradation.level),
             "reason": service.degradation.reason,
             "since_seconds": service.degradation.since_seconds,
+            "admin_level": int(service.gate.admin.level),
+            "automatic_level": int(service.gate.automatic.level),
         },
         "draining": service.draining,
         "limits": _limits(service),
@@ -175,8 +179,18 @@ def _limits(service: InferenceService) -> dict[str, Any]:
     return {
         "max_queue": dispatcher.queue.max_queue,
         "max_slots": dispatcher.max_slots,
-        "requests_per_second": service.rate.rate,
+        "requests_per_second": service.gate.rate.rate,
     }
+
+
+def _admission(dispatcher: EngineDispatcher) -> dict[str, Any]:
+    breaker, queue = dispatcher.breaker, dispatcher.queue
+    found: dict[str, Any] = {"circuit_breaker": None if breaker is None else breaker.state.value}
+    if isinstance(queue, AdmissionQueue):
+        found["concurrency_limit"] = queue.limit
+        found["gradient"] = None if queue.gradient is None else queue.gradient.gradient
+        found["service_seconds"] = queue.drain_rate.service_seconds
+    return found
 
 
 def _faults(faults: FaultControl) -> list[dict[str, Any]]:
@@ -190,6 +204,7 @@ def _model(service: InferenceService, model: str) -> dict[str, Any]:
         "state": host.state().value,
         "reason": status.reason,
         "version": host.version,
+        "admission": _admission(host.dispatcher),
         "versions": [asdict(info) for info in service.repository.describe(model)],
         **service.releases.describe(model),
         "restart_budget": {

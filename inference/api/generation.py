@@ -88,16 +88,16 @@ def submit(
         ignore_eos=sampling.ignore_eos,
         min_tokens=sampling.min_tokens,
         canary=exchange.canary,
-        low_priority=exchange.header("x-galen-priority").lower() == "low",
+        priority=exchange.priority(),
         exemplar=exchange.exemplar,
     )
     if exchange.canary:
-        service.check_canary_rate()
+        service.gate.check_canary_rate()
     exchange.request = request
-    ticket, answered_by = service.submit(request)
+    ticket, route = service.submit(request)
     exchange.ticket = ticket
-    exchange.answered_by = answered_by
-    exchange.level = service.level_of(request, answered_by)
+    exchange.answered_by, exchange.fallback = route.model, route.reason.value
+    exchange.level = service.level_of(request, route.model)
     return ticket
 
 

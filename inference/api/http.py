@@ -23,12 +23,15 @@ from inference.errors import (
     ClientGoneError,
     InvalidRequestError,
     MemoryLimitError,
+    RateLimitedError,
     RequestTimeoutError,
     RequestTooLargeError,
     ServiceError,
     UnsupportedMediaTypeError,
 )
+from inference.keys import Client
 from inference.metrics import UNKNOWN
+from inference.queueing import Priority
 from inference.requests import GenerationRequest, Ticket
 from inference.service import InferenceService
 from inference.tensor.requests import TensorTicket
@@ -84,9 +87,12 @@ class Exchange:
         """When the whole body was there."""
         self._headers: dict[bytes, bytes] = dict(scope["headers"])
         self.request_id = request_id_from(self.header("x-request-id"))
+        self.client: Client | None = None
+        self._address = (scope.get("client") or ("",))[0]
         self.canary = self.header("x-galen-canary") == "1"
         self.model = UNKNOWN
         self.answered_by = ""
+        self.fallback = ""
         self.level = int(service.degradation.level)
         self.trace: RequestTrace | None = None
         self.request: GenerationRequest | None = None
@@ -128,16 +134,51 @@ class Exchange:
         except ValidationError as error:
             raise invalid_body(error) from error
 
+    def priority(self) -> Priority:
+        """Return how urgent the client says it is, at most as urgent as its key allows.
+
+        Raises:
+            InvalidRequestError: it says neither high, normal nor low.
+        """
+        name = self.header("x-galen-priority") or Priority.NORMAL.name
+        if name.upper() not in Priority.__members__:
+            raise InvalidRequestError("X-Galen-Priority must be high, normal or low")
+        wanted = Priority[name.upper()]
+        return wanted if self.client is None else max(wanted, self.client.highest_priority)
+
+    def identify(self) -> None:
+        """Find out who asks, by the API key.
+
+        Raises:
+            UnauthorizedError: a key is needed, and there is none or it is unknown.
+        """
+        self.client = self.service.gate.authenticate(self.header("authorization"))
+
     def media_type(self) -> str:
         """Return the type that the client gives to its body, without parameters; may be empty."""
         return self.header("content-type").partition(";")[0].strip().lower()
 
     def count_received(self, model: str) -> None:
-        """Name the model and count the arrival."""
+        """Name the model, count the arrival, and check that the client may ask that and now.
+
+        Raises:
+            RateLimitedError: this client has had its share.
+            ForbiddenError: its key is not for this model.
+        """
         self.model = model if model in self.service.hosts else UNKNOWN
         if not self.canary:
             self._received = True
             self.service.metrics.received(self.model, self.endpoint)
+            self._check_client()
+        if self.client is not None:
+            self.client.check_model(model)
+
+    def _check_client(self) -> None:
+        try:
+            self.service.gate.check_client(self.client, self._address)
+        except RateLimitedError as error:
+            self.service.metrics.rejected(self.model, error.reason)
+            raise
 
     @asynccontextmanager
     async def watch(self, ticket: Ticket | TensorTicket) -> Any:
@@ -202,6 +243,8 @@ class Exchange:
         self.service.metrics.finished(
             self.model, self.endpoint, self.status, seconds, self.exemplar
         )
+        if self.client is not None:
+            self.service.metrics.finished_for(self.client.name, self.status)
 
     @property
     def exemplar(self) -> dict[str, str] | None:
@@ -218,6 +261,7 @@ class Exchange:
             "x-galen-degradation": str(self.level),
             "x-galen-model": self.answered_by,
             "x-galen-device": self.service.device_note(self.answered_by),
+            "x-galen-fallback": self.fallback,
         }
         if self.trace is not None:
             common |= self.trace.headers()

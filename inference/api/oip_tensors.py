@@ -9,7 +9,6 @@ import orjson
 from inference.api.deadlines import timeout_seconds
 from inference.api.http import Exchange
 from inference.errors import ServiceError, UnavailableError, UnsupportedMediaTypeError
-from inference.queueing import Priority
 from inference.tensor.codec import (
     HEADER_LENGTH,
     InferRequest,
@@ -22,7 +21,6 @@ from inference.tensor.requests import TensorTicket
 
 JSON_TYPES = frozenset({"", "application/json", "application/x-www-form-urlencoded"})
 BINARY_TYPES = JSON_TYPES | {"application/octet-stream"}
-PRIORITIES = {"high": Priority.HIGH, "low": Priority.LOW}
 
 
 async def infer_tensors(exchange: Exchange, model: str) -> None:
@@ -45,10 +43,11 @@ async def infer_tensors(exchange: Exchange, model: str) -> None:
     ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     ticket = _ticket(exchange, model, request, ended)
     if exchange.canary:
-        service.check_canary_rate()
-    exchange.answered_by = service.tensors.submit(ticket)
+        service.gate.check_canary_rate()
+    route = service.tensors.submit(ticket)
+    exchange.answered_by, exchange.fallback = route.model, route.reason.value
     exchange.tensor_ticket = ticket
-    exchange.level = service.level_of(ticket, exchange.answered_by)
+    exchange.level = service.level_of(ticket, route.model)
     async with exchange.watch(ticket):
         await ended
     serving = service.hosts[exchange.answered_by]
@@ -102,6 +101,6 @@ def _ticket(
         data=request.data,
         deadline=exchange.started_at + seconds,
         on_done=on_done,
-        priority=PRIORITIES.get(exchange.header("x-galen-priority").lower(), Priority.NORMAL),
+        priority=exchange.priority(),
         canary=exchange.canary,
     )

@@ -38,6 +38,8 @@ class Route:
     handler: Handler
     counted: bool = False
     summary: str = ""
+    open: bool = False
+    """Whether it needs no API key: probes have none, and administration has its token."""
 
     @property
     def pattern(self) -> re.Pattern[str]:
@@ -52,17 +54,17 @@ ROUTES = (
     Route("GET", "/v1/models", openai.models, summary="List the models"),
     Route("GET", "/v1/models/{model}", openai.model, summary="Describe a model"),
     Route("GET", "/v2", oip.server_metadata, summary="Server metadata"),
-    Route("GET", "/v2/health/live", oip.live, summary="Liveness"),
-    Route("GET", "/v2/health/ready", oip.ready, summary="Readiness"),
+    Route("GET", "/v2/health/live", oip.live, summary="Liveness", open=True),
+    Route("GET", "/v2/health/ready", oip.ready, summary="Readiness", open=True),
     Route("POST", "/v2/repository/index", model_repository.index, summary="Models and versions"),
     Route("POST", "/v2/repository/models/{model}/load", model_repository.load,
-          summary="Take a model into service"),
+          summary="Take a model into service", open=True),
     Route("POST", "/v2/repository/models/{model}/unload", model_repository.unload,
-          summary="Take a model out of service"),
+          summary="Take a model out of service", open=True),
     Route("POST", "/v2/repository/models/{model}/versions/{version}/load", model_repository.load,
-          summary="Take a version into service"),
+          summary="Take a version into service", open=True),
     Route("POST", "/v2/repository/models/{model}/versions/{version}/unload",
-          model_repository.unload, summary="Take a version out of service"),
+          model_repository.unload, summary="Take a version out of service", open=True),
     Route("GET", "/v2/models/{model}", oip.model_metadata, summary="Model metadata"),
     Route("GET", "/v2/models/{model}/ready", oip.model_ready, summary="Model readiness"),
     Route("POST", "/v2/models/{model}/infer", oip.infer, True, "Infer"),
@@ -133,6 +135,8 @@ class InferenceRoutes:
         try:
             if route.counted:
                 check_connection(exchange)
+            if not route.open:
+                exchange.identify()
             await route.handler(exchange)
         except ClientGoneError as error:
             exchange.status, exchange.error = error.status, error

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import structlog
 
+from inference.breaker import CircuitBreaker
 from inference.errors import (
     ClientGoneError,
     DeadlineExceededError,
@@ -113,6 +114,7 @@ class TensorDispatcher:
         self._sweep_at = math.inf
         self.pending_since: float | None = None
         """Since when the worker has had work without a break; read by the supervisor's thread."""
+        self.breaker: CircuitBreaker | None = None
         self.golden_seconds = 0.0
 
     # --- what it says

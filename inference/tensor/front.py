@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from inference.degradation import Level
-from inference.errors import (
-    OverloadedError,
-    QuarantinedError,
-    ServiceError,
-    UnavailableError,
-)
-from inference.model import GoldenTensors, ModelKind
+from inference.errors import ServiceError, UnavailableError
+from inference.fallback import Route
+from inference.model import GoldenTensors
 from inference.requests import TicketState
 from inference.tensor.datatypes import to_buffer
 from inference.tensor.golden import difference
@@ -32,8 +27,8 @@ class TensorFront:
         self._service = service
         self._golden_number = 0
 
-    def submit(self, ticket: TensorTicket) -> str:
-        """Admit a request; return the model that will answer.
+    def submit(self, ticket: TensorTicket) -> Route:
+        """Admit a request; return who will answer.
 
         Raises:
             ServiceError: it is refused; a refusal costs no engine time.
@@ -41,18 +36,18 @@ class TensorFront:
         service = self._service
         try:
             service.check_admission(ticket)
-            model = ticket.model if service.degradation.level < Level.SMALL_MODEL else ""
-            model = model or self._fallback(ticket)
-            host = service.hosts[model]
+            route = service.route(ticket.model, canary=ticket.canary)
+            host = service.hosts[route.model]
             if not ticket.golden:
-                service.poison.check(ticket, model, host.version)
+                service.poison.check(ticket, route.model, host.version)
             host.check_available(ticket.deadline - service.clock(), golden=ticket.golden)
             host.tensors.submit(ticket)
-        except (OverloadedError, UnavailableError, QuarantinedError) as error:
-            if not ticket.canary:
-                service.metrics.rejected(ticket.model, error.reason)
+        except ServiceError as error:
+            service.count_refusal(ticket, error)
             raise
-        return model
+        if route.reason:
+            service.metrics.fell_back(ticket.model, route.model, route.reason.value)
+        return route
 
     def cancel(self, ticket: TensorTicket, model: str) -> None:
         """Give up a request whose client has left; one that is done stays done."""
@@ -113,21 +108,3 @@ class TensorFront:
             canary=True,
             golden=True,
         )
-
-    def _fallback(self, ticket: TensorTicket) -> str:
-        """Return the next tensor model that takes and gives the same tensors, or the same model."""
-        service = self._service
-        if ticket.canary:
-            return ticket.model
-        own = service.hosts[ticket.model].tensors
-        kin = service.kin(ticket.model)
-        following = kin[kin.index(ticket.model) + 1 :]
-        for model in following:
-            host = service.hosts[model]
-            if host.kind is ModelKind.TENSOR and _same(own, host.tensors):
-                return model
-        return ticket.model
-
-
-def _same(one: Any, other: Any) -> bool:
-    return bool(one.inputs == other.inputs and one.outputs == other.outputs and one.inputs)

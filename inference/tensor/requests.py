@@ -79,11 +79,6 @@ class TensorTicket:
         """First row of this request in the answer."""
 
     @property
-    def low_priority(self) -> bool:
-        """Whether it is the first to go when the service degrades."""
-        return self.priority is Priority.LOW
-
-    @property
     def identity(self) -> tuple[object, ...]:
         """Everything that decides what the engine computes, beside model and version."""
         return (self.rows, self.shapes, *map(bytes, self.data))

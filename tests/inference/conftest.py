@@ -300,6 +300,7 @@ def run_service(
         "canary_interval_seconds": 0.2,
         "supervisor_interval_seconds": 0.05,
         "max_output_tokens": 64,
+        "automatic_degradation": False,
     }
     app = create_app(
         InferenceSettings(repository=repository, state_dir=state_dir, **{**values, **settings})

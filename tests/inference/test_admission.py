@@ -3,28 +3,31 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inference.admission import AdmissionQueue
-from inference.errors import OverloadedError
+from inference.errors import DeadlineExceededError, OverloadedError
 from inference.estimates import DrainRate, GenerationTime
+from inference.queueing import Priority
 from inference.rates import KeyedBuckets, TokenBucket, retry_after
 from inference.requests import GenerationRequest, Ticket
 
 
-def _ticket(number, deadline=1e9, canary=False):
-    request = GenerationRequest("r", "m", "chat", "hi", deadline, 8, canary=canary)
+def _ticket(number, deadline=1e9, canary=False, priority=Priority.NORMAL):
+    request = GenerationRequest(
+        "r", "m", "chat", "hi", deadline, 8, canary=canary, priority=priority
+    )
     return Ticket(request, number, 8)
 
 
-def _queue(max_queue=2, now=0.0):
-    return AdmissionQueue(max_queue, lambda: now)
+def _queue(max_queue=2, slots=1, **options):
+    return AdmissionQueue(max_queue, slots, lambda: 0.0, **options)
 
 
 def test_a_full_queue_refuses_with_the_time_that_it_needs_to_drain():
-    queue = _queue()
+    queue = _queue(max_queue=2, slots=2)
     queue.drain_rate.observe(3.0)
     for number in range(2):
-        queue.admit(_ticket(number), running=2, slots=2)
+        queue.admit(_ticket(number), running=2)
     with pytest.raises(OverloadedError) as refusal:
-        queue.admit(_ticket(9), running=2, slots=2)
+        queue.admit(_ticket(9), running=2)
     assert refusal.value.reason == "queue_full"
     # Three requests ahead of it, 3 s each, two at a time: 4.5 s, and up to half more.
     assert 4.5 <= refusal.value.retry_after_seconds <= 6.75
@@ -33,32 +36,92 @@ def test_a_full_queue_refuses_with_the_time_that_it_needs_to_drain():
 def test_a_wait_beyond_the_deadline_is_refused_at_once():
     queue = _queue(max_queue=10)
     queue.drain_rate.observe(1.0)
-    queue.admit(_ticket(1, deadline=5.0), running=1, slots=1)
+    queue.admit(_ticket(1, deadline=5.0), running=1)
     with pytest.raises(OverloadedError) as refusal:
-        queue.admit(_ticket(2, deadline=1.5), running=1, slots=1)
+        queue.admit(_ticket(2, deadline=1.5), running=1)
     assert refusal.value.reason == "deadline_unreachable"
-    queue.admit(_ticket(3, deadline=3.5), running=1, slots=1)
+    queue.admit(_ticket(3, deadline=3.5), running=1)
 
 
 def test_without_a_measurement_nothing_is_predicted():
     queue = _queue(max_queue=10)
     for number in range(10):
-        queue.admit(_ticket(number, deadline=0.001), running=1, slots=1)
+        queue.admit(_ticket(number, deadline=0.001), running=1)
 
 
-def test_an_empty_queue_never_refuses_for_the_deadline():
+def test_what_takes_longer_than_its_deadline_is_refused_without_a_wait():
     queue = _queue()
+    queue.drain_rate.observe(1.0)
+    with pytest.raises(DeadlineExceededError) as refusal:
+        queue.admit(_ticket(1, deadline=1.5), running=0, service_seconds=2.0)
+    assert refusal.value.reason == "deadline_unreachable"
+    assert refusal.value.retry_after_seconds is None
+    assert queue.admit(_ticket(2, deadline=2.5), running=0, service_seconds=2.0) is None
+
+
+def test_an_old_measurement_refuses_nobody():
+    now = [0.0]
+    queue = AdmissionQueue(2, 1, lambda: now[0])
     queue.drain_rate.observe(100.0)
-    queue.admit(_ticket(1, deadline=0.5), running=5, slots=1)
+    now[0] = 6.0
+    assert queue.admit(_ticket(1, deadline=6.5), running=5, service_seconds=50.0) is None
+
+
+def test_the_wait_is_that_of_the_own_priority():
+    queue = _queue(max_queue=10)
+    queue.drain_rate.observe(1.0)
+    for number in range(4):
+        queue.admit(_ticket(number), running=1)
+    with pytest.raises(OverloadedError):
+        queue.admit(_ticket(8, deadline=2.0), running=1)
+    queue.admit(_ticket(9, deadline=2.0, priority=Priority.HIGH), running=1)
+    assert queue.pop().number == 9
+
+
+def test_a_higher_priority_takes_the_place_of_a_lower_one():
+    queue = _queue(max_queue=1)
+    low, high = _ticket(1, priority=Priority.LOW), _ticket(2, priority=Priority.HIGH)
+    assert queue.admit(low, running=1) is None
+    assert queue.admit(high, running=1) is low
+    with pytest.raises(OverloadedError) as refusal:
+        queue.admit(_ticket(3, priority=Priority.HIGH), running=1)
+    assert refusal.value.reason == "queue_full"
+    assert (queue.depth, queue.pop()) == (1, high)
+
+
+def test_the_adaptive_limit_refuses_before_the_queue_is_full():
+    now = [0.0]
+    queue = AdmissionQueue(100, 1, lambda: now[0], tolerance=2.0)
+    assert queue.limit == 101
+    for number in range(60):
+        queue.admit(_ticket(number), running=1)
+    for _ in range(300):  # one finishes and one comes: the line never gets shorter
+        now[0] += 0.1
+        queue.finished(0.1, running=0)
+    assert queue.limit < 20
+    with pytest.raises(OverloadedError) as refusal:
+        queue.admit(_ticket(99), running=1)
+    assert refusal.value.reason == "concurrency"
+    while queue.pop() is not None:
+        pass
+    assert queue.admit(_ticket(100), running=1) is None
+
+
+def test_bounds_can_be_changed():
+    queue = _queue(max_queue=1, tolerance=2.0)
+    queue.admit(_ticket(1), running=1)
+    queue.max_queue, queue.slots = 2, 3
+    assert (queue.max_queue, queue.slots, queue.limit) == (2, 3, 5)
+    queue.admit(_ticket(2), running=1)
 
 
 def test_canaries_pass_a_full_queue_and_have_a_bound_of_their_own():
     queue = _queue(max_queue=1)
-    queue.admit(_ticket(1), running=9, slots=1)
+    queue.admit(_ticket(1), running=9)
     for number in range(4):
-        queue.admit(_ticket(10 + number, canary=True), running=9, slots=1)
+        queue.admit(_ticket(10 + number, canary=True), running=9)
     with pytest.raises(OverloadedError):
-        queue.admit(_ticket(99, canary=True), running=9, slots=1)
+        queue.admit(_ticket(99, canary=True), running=9)
     assert queue.depth == 1
     assert [queue.pop().number for _ in range(5)] == [10, 11, 12, 13, 1]
     assert queue.pop() is None
@@ -66,7 +129,7 @@ def test_canaries_pass_a_full_queue_and_have_a_bound_of_their_own():
 
 def test_a_requeued_ticket_is_the_next():
     queue = _queue(max_queue=5)
-    queue.admit(_ticket(1), running=1, slots=1)
+    queue.admit(_ticket(1), running=1)
     queue.requeue(_ticket(7))
     assert queue.pop().number == 7
 
@@ -74,7 +137,7 @@ def test_a_requeued_ticket_is_the_next():
 def test_removing_says_whether_it_waited():
     queue = _queue()
     ticket = _ticket(1)
-    queue.admit(ticket, running=1, slots=1)
+    queue.admit(ticket, running=1)
     assert queue.remove(ticket)
     assert not queue.remove(ticket)
 
@@ -132,7 +195,7 @@ def test_the_time_to_come_back_is_spread_and_bounded(wait, chance):
 
 
 def test_the_time_of_an_answer_follows_its_task_and_its_limit():
-    times = GenerationTime()
+    times = GenerationTime(lambda: 0.0)
     assert times.seconds("chat", 64) is None
     times.observe("chat", first_token_seconds=0.1, rest_seconds=0.9, tokens=10)
     times.observe("sentiment", first_token_seconds=0.1, rest_seconds=0.0, tokens=1)

@@ -1,10 +1,9 @@
 import pytest
 
-from inference.degradation import Degradation, Level, fallback_of
+from inference.degradation import Degradation, Level
 from inference.errors import OverloadedError, UnavailableError
+from inference.queueing import Priority
 from inference.requests import GenerationRequest
-
-MODELS = ("big", "small")
 
 
 def _request(**changes):
@@ -13,22 +12,18 @@ def _request(**changes):
     return GenerationRequest(**{**values, **changes})
 
 
-@pytest.mark.parametrize(
-    ("level", "tokens", "model"),
-    [(0, 64, "big"), (1, 64, "big"), (2, 16, "big"), (3, 16, "small")],
-)
-def test_each_level_gives_up_more(level, tokens, model):
+@pytest.mark.parametrize(("level", "tokens"), [(0, 64), (1, 64), (2, 16), (3, 16)])
+def test_each_level_gives_up_more(level, tokens):
     degradation = Degradation(Level(level), "load")
     request = _request()
     degradation.check(request)
     assert degradation.max_tokens(request, 16) == tokens
-    assert degradation.model_for(request, MODELS) == model
 
 
 def test_low_priority_goes_first():
-    Degradation(Level.FULL).check(_request(low_priority=True))
+    Degradation(Level.FULL).check(_request(priority=Priority.LOW))
     with pytest.raises(OverloadedError) as refusal:
-        Degradation(Level.CORE_ONLY, "load").check(_request(low_priority=True))
+        Degradation(Level.CORE_ONLY, "load").check(_request(priority=Priority.LOW))
     assert refusal.value.reason == "low_priority"
 
 
@@ -42,9 +37,4 @@ def test_a_canary_tests_the_engine_at_every_level():
     degradation = Degradation(Level.REFUSE, "maintenance")
     canary = _request(canary=True)
     degradation.check(canary)
-    assert degradation.model_for(canary, MODELS) == "big"
     assert degradation.max_tokens(canary, 16) == 64
-
-
-def test_the_last_model_has_no_fallback():
-    assert fallback_of("small", MODELS) == "small"
