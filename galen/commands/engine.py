@@ -46,7 +46,7 @@ def build(
     model: ModelArgument,
     target: Annotated[str, typer.Option(help="GPUs to build for: sm80, or sm80,sm86, or current.")],
     out: Annotated[
-        Path, typer.Option(file_okay=False, help="Folder; a plan goes to OUT/<target>/model.plan.")
+        Path, typer.Option(file_okay=False, help="Plans go to OUT/<target>/<module>-<version>/.")
     ] = Path("plans"),
     engine: Annotated[
         EngineOption | None, typer.Option(help="Module.", show_default="the installed one")
@@ -205,12 +205,18 @@ def _plan_lines(found: PlanInspection) -> Iterator[str]:
     yield ""
     for reason in found.not_loadable:
         yield f"not loadable here: {reason}"
-    if found.content is not None:
+    bindings = found.content.bindings if found.content is not None else noted.bindings
+    yield from _columns(
+        ("bindings", "mode", "type", "shape"),
+        ((b.name, b.mode, b.dtype, str(list(b.shape))) for b in bindings),
+    )
+    yield ""
+    if found.content is None:
+        yield "layers of the network, before TensorRT fused them:"
         yield from _columns(
-            ("bindings", "mode", "type", "shape"),
-            ((b.name, b.mode, b.dtype, str(list(b.shape))) for b in found.content.bindings),
+            ("type", "count"), ((kind, str(n)) for kind, n in noted.network.items())
         )
-        yield ""
+    else:
         yield f"{len(found.content.layers)} layers"
         yield from (f"  {name}" for name in found.content.layers[:_SHOWN_LAYERS])
         if len(found.content.layers) > _SHOWN_LAYERS:

@@ -22,6 +22,7 @@ from inference.engines.plans import (
     ShapeRange,
     hash_file,
     install_fix,
+    version_folder,
 )
 from inference.engines.shapes import SizeRange, resolve_profile
 from inference.engines.tensorrt import PLAN_FILE
@@ -35,7 +36,7 @@ class BuildRequest:
 
     onnx_path: Path
     out_dir: Path
-    """The plan goes to ``<out_dir>/<target>/model.plan``, with ``plan.json`` beside it."""
+    """The plan goes to ``<out_dir>/<target>/<engine>-<version>/model.plan``, ``plan.json`` with it."""
     engine: EngineKind
     target: str
     """A compute capability as in ``sm80``, or ``current``."""
@@ -52,7 +53,7 @@ def build_plan(
 ) -> tuple[Path, PlanMetadata]:
     """Build a plan in a child process and note how it was built.
 
-    A plan of the same target is replaced only once the new one is complete.
+    A plan of the same target and version is replaced only once the new one is complete.
 
     Args:
         request: What to build.
@@ -99,8 +100,11 @@ def build_plan(
             plan_sha256=hash_file(part),
             build_seconds=result["build_seconds"],
             built_at=now(),
+            bindings=result.get("bindings", ()),
+            network=result.get("network", {}),
         )
-        return _publish(part, request.out_dir / metadata.target, metadata), metadata
+        version = version_folder(metadata.engine, metadata.version)
+        return _publish(part, request.out_dir / metadata.target / version, metadata), metadata
     except OSError as error:
         raise BuildError(f"{request.out_dir} cannot be written: {error}") from error
     finally:

@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from types import ModuleType
 from typing import IO, Any
@@ -82,6 +83,7 @@ def _build(trt: ModuleType, job: BuildJob, tell: Callable[[str], None]) -> dict[
     config = builder.create_builder_config()
     _set_target(trt, config, target)
     _set_profile(builder, network, config, job)
+    found = _describe_network(network)
     # Held until the build is over: TensorRT keeps no reference of its own.
     config.progress_monitor = monitor = _make_monitor(trt, tell)
     plan = builder.build_serialized_network(network, config)
@@ -93,7 +95,29 @@ def _build(trt: ModuleType, job: BuildJob, tell: Callable[[str], None]) -> dict[
     except OSError as error:
         raise JobError(f"{job.out} cannot be written: {error.strerror}") from error
     seconds = time.monotonic() - started
-    return {"version": str(trt.__version__), "target": target, "build_seconds": round(seconds, 3)}
+    return {
+        "version": str(trt.__version__),
+        "target": target,
+        "build_seconds": round(seconds, 3),
+        **found,
+    }
+
+
+def _describe_network(network: Any) -> dict[str, Any]:
+    """Note what only a GPU could tell later: a plan cannot be opened on the machine that built it."""
+    tensors = [("input", network.get_input(i)) for i in range(network.num_inputs)]
+    tensors += [("output", network.get_output(i)) for i in range(network.num_outputs)]
+    bindings = [
+        {
+            "name": tensor.name,
+            "mode": mode,
+            "dtype": tensor.dtype.name.lower(),
+            "shape": list(tensor.shape),
+        }
+        for mode, tensor in tensors
+    ]
+    kinds = Counter(network.get_layer(i).type.name.lower() for i in range(network.num_layers))
+    return {"bindings": bindings, "network": dict(kinds.most_common())}
 
 
 def _resolve_target(wanted: str) -> str:

@@ -13,6 +13,7 @@ from inference.engines.offline import BuildError, InputError
 from inference.engines.onnx_file import OnnxSummary, read_onnx
 from inference.engines.plans import (
     PLAN_METADATA_FILE,
+    Binding,
     PlanMetadata,
     check_plan,
     find_plan,
@@ -33,17 +34,6 @@ class OnnxInspection(BaseModel):
     file: str
     file_bytes: int
     model: OnnxSummary
-
-
-class Binding(BaseModel):
-    """An input or output of a plan."""
-
-    model_config = ConfigDict(frozen=True)
-
-    name: str
-    mode: str
-    dtype: str
-    shape: tuple[int, ...] = Field(description="-1 where the profile gives a range.")
 
 
 class PlanContent(BaseModel):

@@ -39,6 +39,17 @@ class ShapeRange(BaseModel):
     max: tuple[int, ...]
 
 
+class Binding(BaseModel):
+    """An input or output of a plan."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    mode: str
+    dtype: str
+    shape: tuple[int, ...] = Field(description="-1 where the profile gives a range.")
+
+
 class PlanMetadata(BaseModel):
     """What ``plan.json`` says about the plan beside it."""
 
@@ -56,6 +67,10 @@ class PlanMetadata(BaseModel):
     plan_sha256: str = Field(pattern="^[0-9a-f]{64}$")
     build_seconds: float = Field(ge=0)
     built_at: datetime = Field(description="With its zone.")
+    bindings: tuple[Binding, ...] = Field(default=(), description="Inputs and outputs.")
+    network: dict[str, int] = Field(
+        default_factory=dict, description="Layers by type, as parsed: TensorRT fuses them then."
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,10 +185,19 @@ def hash_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def version_folder(engine: EngineKind, version: str) -> str:
+    """Return the folder of a version's plans: a new TensorRT builds beside the old one's."""
+    return f"{engine}-{version}"
+
+
 def find_plan(path: Path) -> Path:
-    """Return the plan that a plan, its ``plan.json`` or their folder stands for."""
+    """Return the plan that a plan, its ``plan.json`` or their folder stands for.
+
+    A target's folder stands for the newest of its plans.
+    """
     if path.is_dir():
-        return path / PLAN_FILE
+        below = sorted(path.glob(f"*/{PLAN_FILE}"), key=lambda plan: plan.stat().st_mtime)
+        return below[-1] if below and not (path / PLAN_FILE).is_file() else path / PLAN_FILE
     return path.with_name(PLAN_FILE) if path.name == PLAN_METADATA_FILE else path
 
 
