@@ -276,6 +276,7 @@ class Exchange:
         """Return the body as it came; ``limit`` is ``max_body_bytes`` unless told.
 
         Raises:
+            UnsupportedMediaTypeError: it is compressed.
             RequestTooLargeError: it is longer than allowed.
             RequestTimeoutError: it came too slowly.
             MemoryLimitError: there is no room for it beside those of waiting requests.
@@ -283,6 +284,12 @@ class Exchange:
         """
         settings = self.service.settings
         limit, seconds = limit or settings.max_body_bytes, settings.body_timeout_seconds
+        encoding = self.header("content-encoding").strip().lower()
+        if encoding not in {"", "identity"}:
+            raise UnsupportedMediaTypeError(
+                f"bodies with content-encoding {encoding} are not supported",
+                reason="unsupported_encoding",
+            )
         declared = self.header("content-length")
         if declared.isdecimal() and int(declared) > limit:
             raise RequestTooLargeError(f"the body has {declared} bytes; the limit is {limit}")
