@@ -20,7 +20,7 @@ from inference.errors import InvalidRequestError, UnsupportedError
 class IndexBody(BaseModel):
     """``POST /v2/repository/index``."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", strict=True)
 
     ready: bool = Field(default=False, description="Only versions that serve.")
 
@@ -28,7 +28,7 @@ class IndexBody(BaseModel):
 class LoadParameters(BaseModel):
     """``parameters`` of a load; none is the newest version that is not quarantined."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", strict=True)
 
     version: int | None = Field(default=None, ge=0)
 

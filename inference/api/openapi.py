@@ -76,6 +76,10 @@ _EVENT: dict[str, Any] = {
     "properties": {"data": {"type": "string", "contentMediaType": "application/json"}},
 }
 _REPOSITORY_ERRORS = (400, 404, 408, 409, 413, 415, 503)
+_PATH_SCHEMAS: dict[str, dict[str, Any]] = {
+    "model": {"type": "string"},
+    "version": {"type": "string", "pattern": "^(0|[1-9][0-9]{0,8})$"},
+}
 _GENERATION_ERRORS = (400, 404, 408, 413, 415, 422, 429, 500, 503, 504)
 
 
@@ -205,7 +209,7 @@ def _stub(route: Route) -> dict[str, Any]:
     names = re.findall(r"\{(\w+)\}", route.path)
     if names:
         stub["parameters"] = [
-            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+            {"name": name, "in": "path", "required": True, "schema": _PATH_SCHEMAS[name]}
             for name in names
         ]
     return stub
