@@ -22,7 +22,7 @@ _REF = "#/components/schemas/{model}"
 _JSON = "application/json"
 _ERRORS = {
     400: "Malformed, or not supported",
-    401: "The bearer token is missing or wrong",
+    401: "The bearer token, of administration or of an API client, is missing or wrong",
     403: "Configuration does not allow it",
     404: "No such model or version",
     408: "The body did not arrive in time",
@@ -65,8 +65,8 @@ _REQUEST_HEADERS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "X-Galen-Task": ("The task, ahead of the body's.", {"type": "string"}),
     "X-Galen-Priority": (
-        "`low` goes first when the service degrades.",
-        {"type": "string"},
+        "Who waits and who is refused first; none is `normal`.",
+        {"type": "string", "enum": ["high", "normal", "low"]},
     ),
 }
 _EVENT: dict[str, Any] = {
@@ -80,7 +80,7 @@ _PATH_SCHEMAS: dict[str, dict[str, Any]] = {
     "model": {"type": "string"},
     "version": {"type": "string", "pattern": "^(0|[1-9][0-9]{0,8})$"},
 }
-_GENERATION_ERRORS = (400, 404, 408, 413, 415, 422, 429, 500, 503, 504)
+_GENERATION_ERRORS = (400, 401, 404, 408, 413, 415, 422, 429, 500, 503, 504)
 
 
 @dataclass(frozen=True, slots=True)
