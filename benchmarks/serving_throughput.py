@@ -243,7 +243,8 @@ def main() -> int:
     except (ValueError, InstallError, ServerError, wrk.ClientError) as error:
         _say(str(error))
         return 2
-    print(f"{began}; {options.connections} connections, medians of {options.rounds} rounds\n")
+    plan = _plan(options)
+    print(f"{began}; {plan.connections} connections, medians of {plan.rounds} rounds\n")
     for result in results:
         print(table(result))
         print("\n".join(verdicts(result)) + "\n")

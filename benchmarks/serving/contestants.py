@@ -52,6 +52,12 @@ class Contestant:
     """The output row in a decoded answer."""
     launch: Callable[[ModelUnderTest, Place], Launch]
     note: str = ""
+    deadline_header: str = ""
+    """The request header that tells the deadline in milliseconds, where the server has one."""
+
+    def deadline_headers(self, seconds: float) -> dict[str, str]:
+        """Return the headers that tell a deadline; the peers are told when they are started."""
+        return {self.deadline_header: str(round(1000 * seconds))} if self.deadline_header else {}
 
     def encode(self, model: ModelUnderTest, row: Sequence[float]) -> bytes:
         """Return the body of a request for one row."""
@@ -123,6 +129,7 @@ CONTESTANTS = (
     Contestant(
         OURS, (), lambda model: f"/v2/models/{model.model}/infer", _oip, _oip_row, _ours,
         "Open Inference Protocol, worker process, health checks and metrics on",
+        "X-Request-Timeout-Ms",
     ),
     Contestant(
         "mosec", ("mosec==0.9.8", "orjson>=3.10"), lambda _: "/inference", _flat,
