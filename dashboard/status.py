@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from analysis.findings import Incident, Severity
 from collectors.gpu import xid
+from collectors.gpu.states import GpuState
 from collectors.gpu.throttle import ThrottleReason
 from dashboard import words
 from dashboard.data import Latest
@@ -73,6 +74,18 @@ _THROTTLE = (
     (ThrottleReason.HW_THERMAL, "HW thermal", Tone.CRITICAL),
     (ThrottleReason.HW_POWER_BRAKE, "power brake", Tone.WARNING),
 )
+# Others than the device itself tell these, so that they go on when it has fallen silent.
+_NOT_FROM_THE_DEVICE = frozenset(
+    {"gpu_state", "gpu_xid", "gpu_xid_events_total", "gpu_recommended_action"}
+)
+_FAILED_STATES = {
+    GpuState.RESET_REQUIRED: (Tone.CRITICAL, "needs a reset"),
+    GpuState.LOST: (Tone.CRITICAL, "lost"),
+    GpuState.GONE: (Tone.CRITICAL, "gone"),
+    GpuState.UNREADABLE: (Tone.CRITICAL, "unreadable"),
+    GpuState.HUNG: (Tone.CRITICAL, "hung"),
+    GpuState.UNREAD: (Tone.UNKNOWN, "unknown"),
+}
 _THROTTLE_FLAGS = (
     ("gpu_throttle_power", "power cap", Tone.INFO),
     ("gpu_throttle_thermal", "thermal throttle", Tone.WARNING),
@@ -123,13 +136,24 @@ def _gpu(
 ) -> Gpu:
     values = {signal: value_of(latest, name, signal, is_stale) for signal in latest.signals(name)}
     readings = [latest.readings[key] for key in latest.readings if key.entity == name]
-    newest = max((reading.time_seconds for reading in readings), default=None)
+    newest = max(
+        (
+            reading.time_seconds
+            for key, reading in latest.readings.items()
+            if key.entity == name and key.signal not in _NOT_FROM_THE_DEVICE
+        ),
+        default=None,
+    )
     badges = _gpu_badges(values)
     for incident in open_incidents:
         if concerns(incident, name):
             badges.append(Badge(f"incident: {incident.title}", tone_of(incident.severity)))
-    if is_stale(newest):
-        tone, state = Tone.UNKNOWN, "unknown"
+    failed = _FAILED_STATES.get(_state_of(values))
+    if failed is None and is_stale(newest):
+        failed = (Tone.UNKNOWN, "unknown")
+    # Of a silent device the kernel log may still tell the fault.
+    if failed is not None and not (failed[0] is Tone.UNKNOWN and values.get("gpu_xid")):
+        tone, state = failed
     elif values.get("gpu_available") == 0:
         tone, state = Tone.CRITICAL, "lost"
     else:
@@ -146,6 +170,14 @@ def _gpu(
         simulated=any(reading.simulated for reading in readings),
         age_seconds=None if newest is None else now_seconds - newest,
     )
+
+
+def _state_of(values: dict[str, float | None]) -> GpuState:
+    """Return what the collector says of the device; one that says nothing finds no fault."""
+    try:
+        return GpuState(int(values.get("gpu_state") or 0))
+    except ValueError:  # a newer Galen's
+        return GpuState.UNREADABLE
 
 
 def _gpu_badges(values: dict[str, float | None]) -> list[Badge]:

@@ -136,6 +136,8 @@ class KillableChild:
                     stdout=subprocess.PIPE,
                     bufsize=0,
                     pass_fds=(shared.fileno(),),
+                    # An interrupt from the terminal is for the parent, whose end ends the child.
+                    start_new_session=True,
                 )
         except OSError as error:
             raise CollectorError(f"cannot start {self._command[0]}: {error}") from error

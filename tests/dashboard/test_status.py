@@ -77,6 +77,31 @@ def test_a_lost_gpu_is_critical_and_a_silent_one_unknown() -> None:
     assert (silent.tone, silent.values["gpu_utilization_percent"]) == (Tone.UNKNOWN, None)
 
 
+@pytest.mark.parametrize(
+    ("state", "tone", "word"),
+    [
+        (1, Tone.CRITICAL, "needs a reset"),
+        (2, Tone.CRITICAL, "lost"),
+        (3, Tone.CRITICAL, "gone"),
+        (4, Tone.CRITICAL, "unreadable"),
+        (5, Tone.CRITICAL, "hung"),
+        (6, Tone.UNKNOWN, "unknown"),
+        (99, Tone.CRITICAL, "unreadable"),
+    ],
+)
+def test_a_gpu_that_cannot_be_read_says_why(state: float, tone: Tone, word: str) -> None:
+    found = gpu({"gpu_state": state, "gpu_xid": 0})
+    assert (found.tone, found.state) == (tone, word)
+
+
+def test_what_others_tell_of_a_silent_gpu_is_no_sign_of_health() -> None:
+    # The kernel log goes on when NVML has fallen silent.
+    values = {"gpu_xid": 0.0, "gpu_xid_events_total": 0.0, "gpu_recommended_action": 0.0}
+    assert gpu(values).tone is Tone.UNKNOWN
+    assert gpu(values | {"gpu_xid": 119.0}).tone is Tone.CRITICAL
+    assert gpu(values | {"gpu_state": 6.0, "gpu_xid": 119.0}).tone is Tone.CRITICAL
+
+
 def test_an_incident_colours_its_gpu_and_no_other() -> None:
     values = {("host/box1/gpu/1", "gpu_available"): 1.0, (GPU, "gpu_available"): 1.0}
     found = status.gpus(latest(values), [incident(entity="host/box1/gpu/1")], is_stale, NOW)
