@@ -18,12 +18,12 @@ from pathlib import Path
 
 from collectors.contract import Collection, CollectorError, Sample, Support
 from collectors.entities import entity, parent_of
+from collectors.gpu import states
 from collectors.gpu.control import ControlError, SimulatedFaults, SimulatedGpuControl
 from collectors.gpu.throttle import ThrottleReason, throttle_signals
+from collectors.gpu.xid import FALLEN_OFF_THE_BUS, RecommendedAction, describe_xid
 
 LABELS = {"simulated": "true"}
-FALLEN_OFF_THE_BUS = 79
-"""The XID of a GPU that no longer answers on PCIe (NVIDIA XID catalogue)."""
 
 Values = Iterator[tuple[str, float]]
 
@@ -273,6 +273,10 @@ class SimulatedGpuCollector:
         yield "gpu_xid", float(faults.xid)
         lost = faults.xid == FALLEN_OFF_THE_BUS
         yield "gpu_available", 0.0 if lost else 1.0
+        yield "gpu_state", float(states.GpuState.LOST if lost else states.GpuState.OK)
+        # A simulated driver has no verdict of its own; the catalogue's stands while the code does.
+        action = describe_xid(faults.xid).action if faults.xid else RecommendedAction.IGNORE
+        yield "gpu_recommended_action", float(tuple(RecommendedAction).index(action))
         if lost:
             return
         yield from self._activity(state)

@@ -38,7 +38,7 @@ class XidCollector:
         ledger: XidLedger,
         reader: LogReader | None,
         *,
-        deadline_seconds: float = 0.5,
+        deadline_seconds: float = 1.0,
     ) -> None:
         self._host = host
         self._ledger = ledger

@@ -97,7 +97,14 @@ def test_a_gpu_off_the_bus_gives_only_that(rig: Rig) -> None:
     rig.control.inject(xid=79)
     seen = rig.run(1)
     assert (seen["gpu_available"], seen["gpu_xid"]) == (0, 79)
-    assert set(seen) == {"gpu_available", "gpu_xid", "gpu_count"}
+    assert set(seen) == {
+        "gpu_available",
+        "gpu_state",
+        "gpu_xid",
+        "gpu_recommended_action",
+        "gpu_count",
+    }
+    assert (seen["gpu_state"], seen["gpu_recommended_action"]) == (2, 4)
     rig.control.clear_faults()
     assert rig.run(1)["gpu_available"] == 1
 
@@ -106,7 +113,8 @@ def test_other_codes_and_memory_errors_leave_it_there(rig: Rig) -> None:
     rig.control.inject(xid=94)
     rig.control.inject(ecc_uncorrectable=2)
     seen = rig.run(1)
-    assert (seen["gpu_available"], seen["gpu_xid"]) == (1, 94)
+    assert (seen["gpu_available"], seen["gpu_state"], seen["gpu_xid"]) == (1, 0, 94)
+    assert seen["gpu_recommended_action"] == 2  # restart the application
     assert (seen["gpu_ecc_uncorrectable_total"], seen["gpu_row_remap_pending"]) == (2, 1)
 
 
