@@ -34,7 +34,8 @@ class Level(IntEnum):
     CORE_ONLY = 1
     """Requests marked ``X-Galen-Priority: low`` are refused."""
     SHORT_ANSWERS = 2
-    """Answers are cut to ``degraded_max_tokens``."""
+    """Answers are cut to ``degraded_max_tokens``, and models that declare it run as the variant
+    ``degraded_variant``."""
     SMALL_MODEL = 3
     """The fallback model answers (`inference.fallback`)."""
     REFUSE = 4

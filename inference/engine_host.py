@@ -381,13 +381,25 @@ class EngineHost:
             ConflictError: no engine is up, or another load is under way.
             UnavailableError: the worker went away, or did not finish in time.
         """
+        return await self._load_beside(version, "")
+
+    async def use_variant(self, name: str) -> Loaded:
+        """Swap to a variant of the version that serves, as to another version; empty is itself.
+
+        Raises:
+            ConflictError: no engine is up, or another load is under way.
+            UnavailableError: the worker went away, or did not finish in time.
+        """
+        return await self._load_beside(self.version, name)
+
+    async def _load_beside(self, version: int, variant: str) -> Loaded:
         if self._link is None or self.ready is None:
             raise ConflictError(f"the engine of {self.model} is not up")
         if self._reload is not None:
             raise ConflictError(f"{self.model} is loading another version already")
         self._reload = asyncio.get_running_loop().create_future()
         folder = self._repository.folder(self.model, version)
-        self._link.send(Load(version, str(folder)))
+        self._link.send(Load(version, str(folder), variant))
         try:
             async with asyncio.timeout(self._settings.load_budget_seconds):
                 loaded = await self._reload

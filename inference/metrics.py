@@ -274,6 +274,9 @@ class EngineCollector(Collector):
         phases = GaugeMetricFamily(
             "engine_load_phase", "Where a load is that goes on, one-hot", labels=["model", "phase"]
         )
+        variants = GaugeMetricFamily(
+            "model_variant", "Always 1; the precision that serves", labels=["model", "variant"]
+        )
         info = GaugeMetricFamily(
             "model_info", "Always 1", labels=["model", "version", "engine", "device"]
         )
@@ -288,6 +291,8 @@ class EngineCollector(Collector):
             ready = host.ready
             if ready is not None:
                 info.add_metric([model, str(ready.version), ready.engine, ready.device], 1.0)
+                variants.add_metric([model, ready.variant or "none"], 1.0)
+        yield variants
         yield states
         yield phases
         yield info

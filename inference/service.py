@@ -48,6 +48,7 @@ from inference.settings import InferenceSettings
 from inference.tensor.front import TensorFront
 from inference.tensor.requests import TensorTicket
 from inference.tracing import TraceCollector, tracing_of
+from inference.variants import VariantKeeper
 from inference.worker.supervisor import SupervisorThread
 from inference.worker.wire import Finished, Message
 
@@ -159,6 +160,10 @@ class InferenceService:
             self._canary_tasks[model] = loop.create_task(canary.run())
         self.tasks = [loop.create_task(self.releases.run())]
         self.tasks.append(loop.create_task(self.poison.investigator.run()))
+        variants = VariantKeeper(
+            self.hosts, self.settings.degraded_variant, lambda: self.degradation.level
+        )
+        self.tasks.append(loop.create_task(variants.run()))
         if self.settings.automatic_degradation:
             self.tasks.append(loop.create_task(self._adapt()))
         watch = self.history.run(self.settings.health_interval_seconds)
@@ -425,6 +430,11 @@ class InferenceService:
         return "" if right else f"wrong answer to a golden prompt ({golden.task})"
 
     # --- health
+
+    def variant_note(self, model: str) -> str:
+        """Return the variant that a model runs as; empty is the model itself."""
+        host = self.hosts.get(model)
+        return "" if host is None or host.ready is None else host.ready.variant
 
     def device_note(self, model: str) -> str:
         """Return what an answer says about the device: nothing, unless it is not the wanted one."""

@@ -254,6 +254,12 @@ class InferenceSettings(BaseModel):
     degraded_max_tokens: int = Field(
         default=16, ge=1, le=4096, description="Longest answer at degradation level 2 and above."
     )
+    degraded_variant: str = Field(
+        default="int8",
+        max_length=64,
+        description="Variant that a model runs as at degradation level 2 and above, where its "
+        "model.toml declares one of that name; empty keeps its precision.",
+    )
     automatic_fallback: bool = Field(
         default=False,
         description="Answer with the fallback model while the default model's engine is down.",

@@ -260,6 +260,7 @@ class Exchange:
             "x-request-id": self.request_id,
             "x-galen-degradation": str(self.level),
             "x-galen-model": self.answered_by,
+            "x-galen-variant": self.service.variant_note(self.answered_by),
             "x-galen-device": self.service.device_note(self.answered_by),
             "x-galen-fallback": self.fallback,
         }

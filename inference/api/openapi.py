@@ -48,6 +48,10 @@ _HEADERS: dict[str, dict[str, Any]] = {
         "description": "The model that really answered.",
         "schema": {"type": "string"},
     },
+    "X-Galen-Variant": {
+        "description": "Variant of the model that answered, such as int8, if it was one.",
+        "schema": {"type": "string"},
+    },
     "X-Galen-Device": {
         "description": "Where the answer was computed, if that is not where it should be.",
         "schema": {"type": "string", "examples": ["cpu (wanted cuda)"]},
@@ -232,7 +236,9 @@ def _complete(schemas: dict[str, Any], path: str, method: str, stub: dict[str, A
         stream = {"text/event-stream": {"schema": _EVENT}}
         responses[success] = {**responses[success], "content": {**content, **stream}}
     if operation.generates:
-        responses[success]["headers"] = _headers("X-Galen-Model", "X-Galen-Device")
+        responses[success]["headers"] = _headers(
+            "X-Galen-Model", "X-Galen-Variant", "X-Galen-Device"
+        )
         stub["parameters"] = [*stub.get("parameters", []), *_request_headers()]
     if operation.body is not None:
         reference = {_JSON: {"schema": _register(schemas, operation.body)}}

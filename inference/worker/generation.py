@@ -61,6 +61,10 @@ class GenerationWorkload:
         """Report to another record from now on."""
         self._decoder.use_heartbeat(heartbeat)
 
+    def close(self) -> None:
+        """Give back the engine's memory."""
+        self._engine.close()
+
     def prove(self) -> str:
         """Answer every golden prompt; return what was wrong, or nothing."""
         for number, golden in enumerate(self._metadata.golden):

@@ -279,7 +279,10 @@ class Worker:
         try:
             served = self._load(Path(message.folder), message.variant, HeartbeatWriter.private())
             reason = served.workload.prove()
-            served.workload.use_heartbeat(self._heartbeat)
+            if reason:
+                served.workload.close()
+            else:
+                served.workload.use_heartbeat(self._heartbeat)
             self._next = (message, None if reason else served, reason)
         except (EngineError, ModelFormatError, OSError, ValueError) as error:
             self._next = (message, None, str(error))
@@ -294,7 +297,8 @@ class Worker:
             return
         self._next = None
         if served is not None:
-            self._served = served
+            before, self._served = self._served, served
+            before.workload.close()
             self._send([self._ready()])
         load_seconds = served.load_seconds if served else 0.0
         self._send([Loaded(message.version, reason, load_seconds)])

@@ -94,6 +94,10 @@ class TensorWorkload:
         """Report to another record from now on."""
         self._heartbeat = heartbeat
 
+    def close(self) -> None:
+        """Give back the engine's memory."""
+        self._engine.close()
+
     def prove(self) -> str:
         """Compute every golden example; return what was wrong, or nothing."""
         for number, golden in enumerate(self._metadata.golden, start=1):

@@ -62,6 +62,10 @@ class Workload(Protocol):
         """Report to another record from now on."""
         ...
 
+    def close(self) -> None:
+        """Give back the engine's memory; nothing is active any more."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class LoadContext:
