@@ -310,6 +310,7 @@ def generate(ticket: Ticket) -> Generate:
         canary=request.canary,
         ignore_eos=request.ignore_eos,
         min_tokens=request.min_tokens,
+        messages=[list(message) for message in request.messages],
     )
 
 
@@ -320,7 +321,7 @@ def golden_messages(metadata: ModelMetadata, max_tokens: int) -> list[Generate]:
             number=0,
             task=golden.task,
             text=golden.text,
-            max_tokens=max_tokens,
+            max_tokens=golden.max_tokens or max_tokens,
             temperature=0.0,
             top_p=1.0,
             seed=0,
@@ -339,8 +340,8 @@ def _error_of(failure: Failed) -> ServiceError:
     match failure.code:
         case "prompt_too_long":
             return InvalidRequestError(failure.message, reason="context_length_exceeded")
-        case "empty_prompt" | "unknown_task":
-            param = "prompt" if failure.code == "empty_prompt" else "task"
+        case "invalid_prompt" | "unknown_task":
+            param = "task" if failure.code == "unknown_task" else "prompt"
             return InvalidRequestError(failure.message, param=param)
         case "deadline":
             return DeadlineExceededError("the deadline passed while decoding")

@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from inference.engines.contract import CacheShape
+from inference.checkpoint import Checkpoint, CheckpointError, read_checkpoint
 
 METADATA_FILE = "model.toml"
 TOKENIZER_FILE = "tokenizer.json"
 TEXT_FIELD = "{text}"
+CHAT_TASK = "chat"
 # Single precision over some layers, another order of additions on another CPU or GPU.
 DEFAULT_TOLERANCE = 1e-3
 
@@ -42,6 +43,8 @@ class GoldenPrompt:
     task: str
     text: str
     expected: str
+    max_tokens: int | None = None
+    """Where the expected answer was cut; None if the model ends it by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,19 +59,30 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class DecoderMetadata:
-    """One version of a language model."""
+    """One version of a language model; names, types and shapes are read from the model itself."""
 
     name: str
     version: int
     max_context_tokens: int
-    shape: CacheShape
-    end_token: str
-    pad_token: str
+    end_tokens: tuple[str, ...]
     prompts: Mapping[str, tuple[str, str]]
     """Task to what stands before and after the user's text."""
     golden: tuple[GoldenPrompt, ...]
+    tokenizer: str = TOKENIZER_FILE
+    """Name of the file in the version's folder."""
+    chat_template: str | None = None
+    """Jinja source for messages; None where the task chat has a prompt, which takes one question."""
+    begin_token: str | None = None
+    heads: int | None = None
+    """Heads of keys and values, where the model does not say."""
+    head_dim: int | None = None
     variants: Mapping[str, Variant] = field(default_factory=dict)
     kind: ModelKind = ModelKind.DECODER
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """What can be asked."""
+        return tuple(sorted({*self.prompts, *([CHAT_TASK] if self.chat_template else [])}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,25 +154,69 @@ def check_identity(metadata: ModelMetadata, folder: Path) -> None:
 
 
 def _decoder(table: Mapping[str, Any], path: Path) -> DecoderMetadata:
-    """Read the keys of a language model."""
+    """Read the keys of a language model; what is left out comes from the checkpoint's files."""
+    try:
+        checkpoint = read_checkpoint(path.parent)
+    except CheckpointError as error:
+        raise ModelFormatError(str(error)) from error
+    prompts = {
+        str(task): _split_template(template, path)
+        for task, template in table.get("prompts", {}).items()
+    }
+    chat_template = None if CHAT_TASK in prompts else checkpoint.chat_template
+    if not prompts and chat_template is None:
+        raise ModelFormatError(
+            f"{path} does not say how to ask: write [prompts] with chat = "
+            f'"...{TEXT_FIELD}...", or put the tokenizer_config.json with its chat_template there'
+        )
+    heads, head_dim = (table.get(key) for key in ("heads", "head_dim"))
     return DecoderMetadata(
         name=str(table["name"]),
         version=int(table["version"]),
-        max_context_tokens=int(table["max_context_tokens"]),
-        shape=CacheShape(int(table["layers"]), int(table["heads"]), int(table["head_dim"])),
-        end_token=str(table["end_token"]),
-        pad_token=str(table["pad_token"]),
-        prompts={
-            task: _split_template(template, path) for task, template in table["prompts"].items()
-        },
+        max_context_tokens=_context(table, checkpoint, path),
+        end_tokens=_end_tokens(table, checkpoint, path),
+        prompts=prompts,
         golden=tuple(_golden(item) for item in table.get("golden", [])),
+        tokenizer=str(table.get("tokenizer", TOKENIZER_FILE)),
+        chat_template=chat_template,
+        begin_token=checkpoint.begin_token,
+        heads=None if heads is None else int(heads),
+        head_dim=None if head_dim is None else int(head_dim),
         variants=_variants(table),
     )
 
 
+def _context(table: Mapping[str, Any], checkpoint: Checkpoint, path: Path) -> int:
+    """Return the longest prompt with its answer."""
+    length = int(table.get("max_context_tokens", checkpoint.max_context_tokens or 0))
+    if length < 1:
+        raise ModelFormatError(
+            f"{path} lacks the key 'max_context_tokens', and no config.json beside it says it"
+        )
+    return length
+
+
+def _end_tokens(table: Mapping[str, Any], checkpoint: Checkpoint, path: Path) -> tuple[str, ...]:
+    """Return the tokens that end an answer: one, or a list."""
+    value = table.get("end_token", checkpoint.end_token)
+    tokens = value if isinstance(value, list) else [value]
+    if not all(isinstance(token, str) and token for token in tokens) or not tokens:
+        raise ModelFormatError(
+            f"{path} lacks the key 'end_token' (a token or a list of them), and no "
+            "tokenizer_config.json beside it names an eos_token"
+        )
+    return tuple(tokens)
+
+
 def _golden(item: Mapping[str, Any]) -> GoldenPrompt:
     """Read one ``[[golden]]`` table."""
-    return GoldenPrompt(str(item["task"]), str(item["text"]), str(item["expected"]))
+    longest = item.get("max_tokens")
+    return GoldenPrompt(
+        task=str(item["task"]),
+        text=str(item["text"]),
+        expected=str(item["expected"]),
+        max_tokens=None if longest is None else int(longest),
+    )
 
 
 def _split_template(template: str, path: Path) -> tuple[str, str]:

@@ -40,6 +40,8 @@ class GenerationRequest:
     priority: Priority = Priority.NORMAL
     ignore_eos: bool = False
     min_tokens: int = 0
+    messages: tuple[tuple[str, str], ...] = ()
+    """The conversation as role and content, for a model with a chat template."""
     golden: bool = False
     """A golden prompt of the service's own canary."""
     exemplar: dict[str, str] | None = None
@@ -50,7 +52,7 @@ class GenerationRequest:
         """Everything that decides what the engine computes, beside model and version."""
         chance = (self.temperature, self.top_p, self.seed) if self.temperature > 0.0 else ()
         length = (self.max_tokens, self.min_tokens, self.ignore_eos)
-        return (self.task, self.text, length, chance, self.stop)
+        return (self.task, self.text, self.messages, length, chance, self.stop)
 
 
 class Ticket:

@@ -420,7 +420,7 @@ class InferenceService:
             task=golden.task,
             text=golden.text,
             deadline=self.clock() + self.settings.canary_deadline_seconds,
-            max_tokens=self.settings.max_output_tokens,
+            max_tokens=golden.max_tokens or self.settings.max_output_tokens,
             canary=True,
             golden=True,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -10,11 +11,11 @@ from pydantic import BeforeValidator, Field
 from inference.api.deadlines import timeout_seconds
 from inference.api.http import Exchange
 from inference.errors import InvalidRequestError
-from inference.model import TensorMetadata
+from inference.model import CHAT_TASK, TensorMetadata
 from inference.requests import GenerationRequest, Ticket
 
+SENTIMENT_TASK = "sentiment"
 _SENTIMENT_PREFIX = "sentiment:"
-DEFAULT_TASK = "chat"
 
 Temperature = Annotated[float, Field(ge=0.0, le=2.0)]
 TopP = Annotated[float, Field(gt=0.0, le=1.0)]
@@ -47,9 +48,23 @@ class Sampling:
 
 
 def submit(
-    exchange: Exchange, model: str, text: str, task: str | None, sampling: Sampling
+    exchange: Exchange,
+    model: str,
+    text: str,
+    task: str | None,
+    sampling: Sampling,
+    *,
+    conversation: tuple[tuple[str, str], ...] = (),
 ) -> Ticket:
     """Build a request from what a protocol has read, and admit it.
+
+    Args:
+        exchange: The request.
+        model: Whom it asks.
+        text: The question.
+        task: What is asked for, if the request says it.
+        sampling: How to answer.
+        conversation: Role and content of all messages, for a model with a chat template.
 
     Raises:
         ServiceError: it is wrong or refused.
@@ -57,20 +72,24 @@ def submit(
     service = exchange.service
     settings = service.settings
     host = service.host(model)
-    if len(text) > settings.max_prompt_characters:
-        raise InvalidRequestError(
-            f"the prompt has {len(text)} characters; the limit is {settings.max_prompt_characters}",
-            reason="context_length_exceeded",
-            param="prompt",
-        )
-    task, text = _task_of(exchange.header("x-galen-task") or task, text)
     metadata = host.metadata()
     if isinstance(metadata, TensorMetadata):
         raise InvalidRequestError(
             f"{model} computes on tensors; ask it by /v2/models/{model}/infer", param="model"
         )
-    if metadata is not None and task not in metadata.prompts:
-        known = ", ".join(sorted(metadata.prompts))
+    if metadata is None or metadata.chat_template is None:
+        conversation = ()
+    length = max(len(text), sum(len(content) for _, content in conversation))
+    if length > settings.max_prompt_characters:
+        raise InvalidRequestError(
+            f"the prompt has {length} characters; the limit is {settings.max_prompt_characters}",
+            reason="context_length_exceeded",
+            param="prompt",
+        )
+    tasks = (SENTIMENT_TASK,) if metadata is None else metadata.tasks
+    task, text = _task_of(exchange.header("x-galen-task") or task, text, tasks)
+    if metadata is not None and task not in tasks:
+        known = ", ".join(tasks)
         raise InvalidRequestError(f"no task {task!r}; {model} has {known}", param="task")
     wanted = settings.default_max_tokens if sampling.max_tokens is None else sampling.max_tokens
     request = GenerationRequest(
@@ -87,6 +106,7 @@ def submit(
         stream=sampling.stream,
         ignore_eos=sampling.ignore_eos,
         min_tokens=sampling.min_tokens,
+        messages=conversation,
         canary=exchange.canary,
         priority=exchange.priority(),
         exemplar=exchange.exemplar,
@@ -101,15 +121,13 @@ def submit(
     return ticket
 
 
-def _task_of(task: str | None, text: str) -> tuple[str, str]:
+def _task_of(task: str | None, text: str, tasks: Collection[str]) -> tuple[str, str]:
     """Return the task and the text without the prefix that may name it."""
     stripped = text.lstrip()
-    if stripped[: len(_SENTIMENT_PREFIX)].lower() == _SENTIMENT_PREFIX and task in {
-        None,
-        "sentiment",
-    }:
-        return "sentiment", stripped[len(_SENTIMENT_PREFIX) :].strip()
-    return task or DEFAULT_TASK, text
+    named = stripped[: len(_SENTIMENT_PREFIX)].lower() == _SENTIMENT_PREFIX
+    if named and SENTIMENT_TASK in tasks and task in {None, SENTIMENT_TASK}:
+        return SENTIMENT_TASK, stripped[len(_SENTIMENT_PREFIX) :].strip()
+    return task or CHAT_TASK, text
 
 
 def _deadline_seconds(exchange: Exchange, task: str) -> float:

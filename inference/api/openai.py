@@ -105,6 +105,13 @@ class ChatMessage(BaseModel):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[TextPart] | None = None
 
+    @property
+    def text(self) -> str:
+        """The content as one text."""
+        if isinstance(self.content, list):
+            return "".join(part.text for part in self.content)
+        return self.content or ""
+
 
 # What the field types cannot say: somebody has to ask.
 _A_QUESTION: dict[str, Any] = {
@@ -120,7 +127,7 @@ class ChatBody(_GenerationBody):
     messages: list[ChatMessage] = Field(
         min_length=1,
         max_length=1000,
-        description="The last one of the user is answered.",
+        description="The conversation; a model without a chat template answers the last question.",
         json_schema_extra={"contains": _A_QUESTION},
     )
     max_completion_tokens: MaxTokens | None = None
@@ -136,9 +143,16 @@ class ChatBody(_GenerationBody):
         """The last message of the user: the bundled models answer single questions."""
         for message in reversed(self.messages):
             if message.role == "user" and message.content is not None:
-                content = message.content
-                return content if isinstance(content, str) else "".join(p.text for p in content)
+                return message.text
         raise InvalidRequestError("messages must hold one of the user", param="messages")
+
+    @property
+    def conversation(self) -> tuple[tuple[str, str], ...]:
+        """All messages, for models that have a template for them; a developer is the system."""
+        return tuple(
+            ("system" if message.role == "developer" else message.role, message.text)
+            for message in self.messages
+        )
 
 
 async def completions(exchange: Exchange) -> None:
@@ -150,7 +164,7 @@ async def completions(exchange: Exchange) -> None:
 async def chat_completions(exchange: Exchange) -> None:
     """Answer ``POST /v1/chat/completions``."""
     body = await exchange.body(ChatBody)
-    await _answer(exchange, body, body.text, _ChatWriter())
+    await _answer(exchange, body, body.text, _ChatWriter(), body.conversation)
 
 
 async def models(exchange: Exchange) -> None:
@@ -247,11 +261,17 @@ class _ChatWriter(_Writer):
         return {"delta": {**delta, "content": text} if text else delta}
 
 
-async def _answer(exchange: Exchange, body: _GenerationBody, text: str, writer: _Writer) -> None:
+async def _answer(
+    exchange: Exchange,
+    body: _GenerationBody,
+    text: str,
+    writer: _Writer,
+    conversation: tuple[tuple[str, str], ...] = (),
+) -> None:
     """Submit a request and write its answer, whole or as a stream."""
     model = body.model or exchange.service.default_model
     exchange.count_received(model)
-    ticket = submit(exchange, model, text, body.task, body.sampling())
+    ticket = submit(exchange, model, text, body.task, body.sampling(), conversation=conversation)
     created = int(exchange.service.wall_clock())
     async with exchange.watch(ticket):
         if body.stream:

@@ -234,12 +234,14 @@ class CacheShape:
 
     layers: int
     heads: int
+    """Heads of keys and values; with grouped queries, fewer than those of queries."""
     head_dim: int
+    dtype: str = "float32"
 
     def empty(self, batch: int = 1) -> list[FloatArray]:
         """Return a cache of no tokens: 2 * layers arrays [batch, heads, 0, head_dim]."""
         shape = (batch, self.heads, 0, self.head_dim)
-        return [np.zeros(shape, dtype=np.float32) for _ in range(2 * self.layers)]
+        return [np.zeros(shape, dtype=self.dtype) for _ in range(2 * self.layers)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,8 +266,3 @@ class StepOutputs:
     """[B, T, vocabulary]."""
     present: list[FloatArray]
     """Like `StepInputs.past` with P + T tokens."""
-
-
-def cache_names(layers: int, prefix: str) -> list[str]:
-    """Return the tensor names of a cache in order, e.g. ``present.0.key``, ``present.0.value``."""
-    return [f"{prefix}.{layer}.{part}" for layer in range(layers) for part in ("key", "value")]

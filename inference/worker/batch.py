@@ -9,6 +9,7 @@ do that knew the future (the ski rental rule; Karlin et al. 1988).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -49,11 +50,15 @@ class Batch:
         self._first = 0  # first column that a member needs
         self.members: list[tuple[int, DecoderSequence]] = []
         """Row and sequence of everything that decodes."""
+        self.numbers: tuple[int, ...] = ()
+        """Numbers of the members' requests."""
+        self.any_special = False
+        """Whether a member's tokens are not simply the likeliest."""
 
     @property
     def size_bytes(self) -> int:
         """Bytes of keys and values."""
-        return sum(array.nbytes for array in self._past)
+        return sum(math.prod(array.shape) * array.dtype.itemsize for array in self._past)
 
     @property
     def rows(self) -> int:
@@ -147,6 +152,8 @@ class Batch:
 
     def _count_members(self) -> None:
         self.members = [(row, s) for row, s in enumerate(self._rows) if s is not None]
+        self.numbers = tuple(sequence.request.number for _, sequence in self.members)
+        self.any_special = any(sequence.special for _, sequence in self.members)
         starts = self._starts.tolist()
         self._first = min((starts[row] for row, _ in self.members), default=self._columns)
 

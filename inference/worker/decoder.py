@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from inference.engines.contract import (
+    CacheShape,
     EngineStepError,
     FloatArray,
     IntArray,
@@ -29,7 +30,7 @@ from inference.worker.batch import Batch, Joining
 from inference.worker.cache import PrefixCache
 from inference.worker.heartbeat import HeartbeatWriter
 from inference.worker.prefill import Group, PrefillQueue, group_inputs, own_past, row_inputs
-from inference.worker.prompts import PromptEncoder
+from inference.worker.prompts import PromptEncoder, PromptError
 from inference.worker.sampling import sample
 from inference.worker.sequence import ALWAYS, NEVER, DecoderSequence
 from inference.worker.text import TextStream
@@ -59,6 +60,9 @@ class Decoder:
         tokenizer: Any,
         metadata: DecoderMetadata,
         *,
+        encoder: PromptEncoder,
+        shape: CacheShape,
+        batched: bool = True,
         cache: PrefixCache,
         heartbeat: HeartbeatWriter,
         clock: Callable[[], float],
@@ -68,28 +72,27 @@ class Decoder:
         self._tokenizer = tokenizer
         self._metadata = metadata
         self._limits = limits or DecoderLimits()
-        self._encoder = PromptEncoder(tokenizer, metadata.prompts)
-        self._end_ids = frozenset({tokenizer.token_to_id(metadata.end_token)})
+        self._encoder = encoder
+        self._end_ids = frozenset(map(tokenizer.token_to_id, metadata.end_tokens))
         self.cache = cache
         self._heartbeat = heartbeat
         self._clock = clock
-        self._empty = metadata.shape.empty()
-        self._prefill = PrefillQueue(self._limits.prefill_tokens_per_step)
-        self._batch = Batch(metadata.max_context_tokens)
+        self._empty = shape.empty()
+        self._batched = batched
+        self._prefill = PrefillQueue(self._limits.prefill_tokens_per_step, batched=batched)
+        self._batches = [Batch(metadata.max_context_tokens)] if batched else []
         self._earliest_deadline = NEVER
-        self._numbers: tuple[int, ...] = ()
-        self._any_special = False
 
     @property
     def active(self) -> int:
         """Sequences that hold a slot."""
-        return len(self._batch.members) + len(self._prefill.sequences)
+        return sum(len(b.members) for b in self._batches) + len(self._prefill.sequences)
 
     @property
     def held_bytes(self) -> int:
         """Bytes of keys and values of what is active; the prefix cache counts its own."""
         waiting = sum(array.nbytes for s in self._prefill.sequences for array in s.past)
-        return self._batch.size_bytes + waiting
+        return sum(batch.size_bytes for batch in self._batches) + waiting
 
     def use_heartbeat(self, heartbeat: HeartbeatWriter) -> None:
         """Report to another record from now on."""
@@ -112,15 +115,17 @@ class Decoder:
     def start(self, request: Generate) -> list[Event]:
         """Give a request a slot; its prompt is computed by the next steps."""
         try:
-            ids = self._encoder.encode(request.task, request.text)
+            ids = self._encoder.encode(request.task, request.text, request.messages)
         except KeyError:
             return [_failed(request, "unknown_task", f"no prompt for task {request.task!r}")]
+        except PromptError as error:
+            return [_failed(request, "invalid_prompt", str(error))]
         limit = self._metadata.max_context_tokens
         if len(ids) >= limit:
             message = f"the prompt takes {len(ids)} tokens; the context holds {limit}"
             return [_failed(request, "prompt_too_long", message)]
         if not ids:
-            return [_failed(request, "empty_prompt", "the prompt is empty")]
+            return [_failed(request, "invalid_prompt", "the prompt is empty")]
         sequence = self._sequence(request, ids)
         if not request.canary:
             self._use_known_prefix(sequence)
@@ -139,8 +144,9 @@ class Decoder:
     def step(self) -> list[Event]:
         """Compute one token for every sequence, and a bounded number of prompt tokens."""
         events: list[Event] = self._drop_expired()
-        if self._batch.members:
-            events += self._decode()
+        for batch in tuple(self._batches):
+            if batch.members:
+                events += self._decode(batch)
         room = self._limits.prefill_tokens_per_step
         while (group := self._prefill.next_group(room)) is not None:
             room -= group.width * len(group.sequences)
@@ -208,9 +214,19 @@ class Decoder:
                 if not _ended(own):
                     joining.append(Joining(sequence, outputs.present, row))
         self._prefill.remove(gone)
-        self._batch.join(joining)
+        self._join(joining)
         self._members_changed()
         return events
+
+    def _join(self, joining: Sequence[Joining]) -> None:
+        """Begin to decode: in the batch, or each by itself if the model cannot tell rows apart."""
+        if self._batched:
+            self._batches[0].join(joining)
+            return
+        for item in joining:
+            batch = Batch(self._metadata.max_context_tokens)
+            batch.join([item])
+            self._batches.append(batch)
 
     def _fail_group(self, group: Group, error: EngineStepError) -> list[Event]:
         """Deal with a failed execution: one prompt is to blame, and the others are tried again."""
@@ -229,13 +245,12 @@ class Decoder:
 
     # --- answers
 
-    def _decode(self) -> list[Event]:
-        """Compute the next token of every sequence that has its prompt."""
-        batch = self._batch
+    def _decode(self, batch: Batch) -> list[Event]:
+        """Compute the next token of every sequence of a batch."""
         inputs = batch.inputs()
         members = batch.members
         try:
-            outputs = self._execute(inputs, self._numbers, self._earliest_deadline)
+            outputs = self._execute(inputs, batch.numbers, self._earliest_deadline)
         except EngineStepError as error:
             failed = {sequence for _, sequence in members}
             self._remove(failed)
@@ -247,15 +262,16 @@ class Decoder:
             invalid = {sequence for row, sequence in members if not finite[row]}
             self._remove(invalid, clean=False)
             events: list[Event] = [s.failed("invalid_output", _NOT_FINITE) for s in invalid]
-            return events + self._take(self._choose(logits))
-        return self._take(self._choose(logits))
+            return events + self._take(batch, self._choose(batch, logits))
+        return self._take(batch, self._choose(batch, logits))
 
-    def _choose(self, logits: FloatArray) -> IntArray:
+    @staticmethod
+    def _choose(batch: Batch, logits: FloatArray) -> IntArray:
         """Choose a token for each row; those of holes mean nothing."""
-        if not self._any_special:
+        if not batch.any_special:
             largest: IntArray = logits.argmax(axis=-1)
             return largest
-        special = [(row, s) for row, s in self._batch.members if s.special]
+        special = [(row, s) for row, s in batch.members if s.special]
         for row, sequence in special:
             _withhold_end(sequence, logits[row])
         tokens: IntArray = logits.argmax(axis=-1)
@@ -263,16 +279,16 @@ class Decoder:
             tokens[row] = _choose_one(sequence, logits[row])
         return tokens
 
-    def _take(self, chosen: IntArray) -> list[Event]:
+    def _take(self, batch: Batch, chosen: IntArray) -> list[Event]:
         """Give each sequence its token and say what follows from it."""
-        if not self._batch.members:
+        if not batch.members:
             return []
-        self._batch.feed(chosen)
+        batch.feed(chosen)
         events: list[Event] = []
         ended = set()
         tokens = chosen.tolist()
         now = self._clock()
-        for row, sequence in self._batch.members:
+        for row, sequence in batch.members:
             token = tokens[row]
             at_end = token in sequence.end_ids
             if not at_end:
@@ -366,7 +382,8 @@ class Decoder:
     # --- who is in
 
     def _everybody(self) -> list[DecoderSequence]:
-        return [*(sequence for _, sequence in self._batch.members), *self._prefill.sequences]
+        decoding = [sequence for batch in self._batches for _, sequence in batch.members]
+        return [*decoding, *self._prefill.sequences]
 
     def _drop_expired(self) -> list[Event]:
         """Free the slots of requests that are past their deadline."""
@@ -379,16 +396,16 @@ class Decoder:
 
     def _remove(self, sequences: AbstractSet[DecoderSequence], *, clean: bool = True) -> None:
         """Free the slots of sequences."""
-        self._batch.leave(sequences, clean=clean)
+        for batch in self._batches:
+            batch.leave(sequences, clean=clean)
+        if not self._batched:
+            self._batches = [batch for batch in self._batches if batch.members]
         self._prefill.remove(sequences)
         self._members_changed()
 
     def _members_changed(self) -> None:
         """Note what the steps need to know of their members, and tell the heartbeat."""
         everybody = self._everybody()
-        members = self._batch.members
-        self._numbers = tuple(sequence.request.number for _, sequence in members)
-        self._any_special = any(sequence.special for _, sequence in members)
         self._earliest_deadline = min((s.request.deadline for s in everybody), default=NEVER)
         record = self._heartbeat.record
         record.batch_size = len(everybody)

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import structlog
 
 from inference.engines.contract import Engine, EngineError, Placement
-from inference.engines.decoding import DecoderContext, check_decoder
-from inference.model import TOKENIZER_FILE, DecoderMetadata, ModelFormatError, read_metadata
+from inference.engines.decoding import DecoderContext, derive_interface
+from inference.model import DecoderMetadata, ModelFormatError, read_metadata
 from inference.worker.cache import PrefixCache
 from inference.worker.decoder import Decoder, DecoderLimits
 from inference.worker.heartbeat import HeartbeatWriter
+from inference.worker.probe import check_cache, padding_problem, probe_tokens
+from inference.worker.prompts import PromptEncoder
 from inference.worker.wire import Finished, Generate, Message, Ready, Request, WireError
 from inference.worker.workload import LoadContext, load_engine
+
+_log = structlog.get_logger(__name__)
 
 _GOLDEN_MAX_TOKENS = 128
 
@@ -68,19 +75,20 @@ class GenerationWorkload:
     def prove(self) -> str:
         """Answer every golden prompt; return what was wrong, or nothing."""
         for number, golden in enumerate(self._metadata.golden):
-            last = self._answer(number, golden.task, golden.text)
+            last = self.answer(number, golden.task, golden.text, golden.max_tokens)
             if not isinstance(last, Finished):
                 return f"golden prompt {golden.text!r}: {last}"
             if last.text.strip() != golden.expected.strip():
                 return f"golden prompt {golden.text!r} gives {last.text!r}, not {golden.expected!r}"
         return ""
 
-    def _answer(self, number: int, task: str, text: str) -> Message:
+    def answer(self, number: int, task: str, text: str, max_tokens: int | None = None) -> Message:
+        """Answer one question greedily and without the prefix cache; only before it serves."""
         request = Generate(
             number=number,
             task=task,
             text=text,
-            max_tokens=_GOLDEN_MAX_TOKENS,
+            max_tokens=max_tokens or _GOLDEN_MAX_TOKENS,
             temperature=0.0,
             top_p=1.0,
             seed=0,
@@ -102,26 +110,29 @@ def load_generation(folder: Path, context: LoadContext) -> GenerationWorkload:
         EngineError: engine or tokenizer cannot be loaded.
         ModelFormatError: ``model.toml`` cannot be used.
     """
-    from tokenizers import Tokenizer  # noqa: PLC0415 - after the state says loading
-
     metadata = read_metadata(folder)
     if not isinstance(metadata, DecoderMetadata):
         raise ModelFormatError(f"{folder} is not a language model")
     start = context.start
     engine = load_engine(folder, metadata, context)
-    check_decoder(engine.signature, metadata.shape, str(folder))
-    try:
-        # Read here, not by the library: it keeps the interpreter's lock while it waits for the
-        # disk, and a version that loads beside the running one must not stop that.
-        tokenizer = Tokenizer.from_buffer((folder / TOKENIZER_FILE).read_bytes())
-    except Exception as error:
-        raise EngineError(f"{folder / TOKENIZER_FILE}: {error}") from error
-    if tokenizer.token_to_id(metadata.end_token) is None:
-        raise EngineError(f"{folder}: the tokenizer lacks the end token {metadata.end_token}")
+    tokenizer = _load_tokenizer(folder, metadata)
+    interface = derive_interface(
+        engine.signature, str(folder), heads=metadata.heads, head_dim=metadata.head_dim
+    )
+    # Keys and values stay where the engine computes; they come to the host only to change the batch.
+    steps = DecoderContext(context.faults.wrap(engine.create_context()), interface, resident=True)
+    ids = probe_tokens(tokenizer.get_vocab_size())
+    check_cache(steps, interface, ids, str(folder))
+    problem = padding_problem(steps, interface, ids)
+    if problem:
+        _log.warning("decoder_not_batched", model=metadata.name, reason=problem)
     decoder = Decoder(
-        DecoderContext(context.faults.wrap(engine.create_context()), metadata.shape),
+        steps,
         tokenizer,
         metadata,
+        encoder=PromptEncoder(tokenizer, metadata),
+        shape=interface.shape,
+        batched=not problem,
         cache=PrefixCache(start.cache_bytes),
         heartbeat=context.heartbeat,
         clock=context.clock,
@@ -129,3 +140,20 @@ def load_generation(folder: Path, context: LoadContext) -> GenerationWorkload:
     )
     decoder.pin_templates()
     return GenerationWorkload(metadata, engine, decoder)
+
+
+def _load_tokenizer(folder: Path, metadata: DecoderMetadata) -> Any:
+    """Read the tokenizer and check that it knows the tokens that model.toml names."""
+    from tokenizers import Tokenizer  # noqa: PLC0415 - after the state says loading
+
+    path = folder / metadata.tokenizer
+    try:
+        # Read here, not by the library: it keeps the interpreter's lock while it waits for the
+        # disk, and a version that loads beside the running one must not stop that.
+        tokenizer = Tokenizer.from_buffer(path.read_bytes())
+    except Exception as error:
+        raise EngineError(f"{path}: {error}") from error
+    missing = [token for token in metadata.end_tokens if tokenizer.token_to_id(token) is None]
+    if missing:
+        raise EngineError(f"{path}: the tokenizer lacks the end token {', '.join(missing)}")
+    return tokenizer

@@ -44,6 +44,13 @@ class DecoderSequence:
     prefilled_at: float = 0.0
     first_token_at: float = 0.0
 
+    @classmethod
+    def bare(cls, ids: Sequence[int]) -> DecoderSequence:
+        """Return a prompt that nobody waits for."""
+        request = Generate(0, "", "", 1, 0.0, 1.0, 0, [], False, NEVER, True)
+        text = TextStream(lambda _tokens: "")
+        return cls(request, ids, 1, frozenset(), np.random.default_rng(0), text, 0.0)
+
     @property
     def remaining(self) -> int:
         """Prompt tokens that are not computed yet."""

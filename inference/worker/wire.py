@@ -73,6 +73,9 @@ class Generate:
     """Go on after an end token."""
     min_tokens: int = 0
     """No end token before the answer has this length."""
+    messages: list[list[str]] = field(default_factory=list)
+    """The conversation as ``[role, content]``, for models with a chat template; ``text`` is then
+    its last question."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from inference.app import InferenceApp, create_app
-from inference.engines.decoding import DecoderContext
+from inference.engines.decoding import DecoderContext, derive_interface
 from inference.engines.onnx import OnnxRuntime
 from inference.model import read_metadata
 from inference.server import server_config
@@ -29,6 +29,7 @@ from inference.settings import InferenceSettings
 from inference.worker.cache import PrefixCache
 from inference.worker.decoder import Decoder, DecoderLimits
 from inference.worker.heartbeat import HeartbeatWriter
+from inference.worker.prompts import PromptEncoder
 from inference.worker.wire import Finished, Generate
 
 LAYERS, HEADS, HEAD_DIM, CONTEXT = 2, 2, 8, 96
@@ -185,11 +186,15 @@ def make_decoder(
 ) -> Decoder:
     """Return a decoder on a version folder."""
     metadata = read_metadata(folder)
-    context = DecoderContext(OnnxRuntime().load(folder).create_context(), metadata.shape)
+    engine = OnnxRuntime().load(folder)
+    interface = derive_interface(engine.signature, str(folder))
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     return Decoder(
-        context,
-        Tokenizer.from_file(str(folder / "tokenizer.json")),
+        DecoderContext(engine.create_context(), interface),
+        tokenizer,
         metadata,
+        encoder=PromptEncoder(tokenizer, metadata),
+        shape=interface.shape,
         cache=PrefixCache(cache_bytes),
         heartbeat=HeartbeatWriter.private(),
         clock=clock,

@@ -5,11 +5,10 @@ import pytest
 
 from inference.engines.contract import EngineLoadError, EngineStepError, StepInputs
 from inference.engines.cuda import Cuda
-from inference.engines.decoding import DecoderContext, check_decoder
+from inference.engines.decoding import DecoderContext, derive_interface
 from inference.engines.fake import FakeDevice, FakeTensorRtRuntime, make_module
 from inference.engines.onnx import OnnxContext, OnnxEngine, OnnxRuntime
 from inference.engines.tensorrt import TensorRtRuntime
-from inference.model import read_metadata
 
 
 class _OnnxBoundRuntime(OnnxRuntime):
@@ -37,9 +36,14 @@ def runtime(request):
     return RUNTIMES[request.param]()
 
 
-@pytest.fixture
-def shape(folder):
-    return read_metadata(folder).shape
+@pytest.fixture(scope="module")
+def interface(folder):
+    return derive_interface(OnnxRuntime().load(folder).signature, "tiny")
+
+
+@pytest.fixture(scope="module")
+def shape(interface):
+    return interface.shape
 
 
 def _prompt(ids, past):
@@ -62,9 +66,9 @@ def _next(token, position, past):
     )
 
 
-def test_the_signature_is_the_models(runtime, folder, shape):
+def test_the_signature_is_the_models(runtime, folder, shape, interface):
     engine = runtime.load(folder)
-    check_decoder(engine.signature, shape, "tiny")
+    assert derive_interface(engine.signature, "tiny").shape == shape
     assert engine.signature.input("input_ids").dtype == np.int64
     assert engine.signature.output("present.0.key").shape[1] == shape.heads
 
@@ -78,9 +82,11 @@ def test_the_device_is_verified(runtime, folder):
 
 
 @pytest.mark.parametrize("resident", [False, True])
-def test_steps_with_a_cache_give_what_the_whole_prompt_gives(runtime, folder, shape, resident):
+def test_steps_with_a_cache_give_what_the_whole_prompt_gives(
+    runtime, folder, shape, interface, resident
+):
     engine = runtime.load(folder)
-    context = DecoderContext(engine.create_context(), shape, resident=resident)
+    context = DecoderContext(engine.create_context(), interface, resident=resident)
     ids = [7, 30, 31, 32, 33, 34]
     whole = context.execute(_prompt(ids, shape.empty())).logits
     outputs = context.execute(_prompt(ids[:2], shape.empty()))
@@ -90,9 +96,9 @@ def test_steps_with_a_cache_give_what_the_whole_prompt_gives(runtime, folder, sh
     assert np.asarray(outputs.present[0]).shape == (1, shape.heads, len(ids), shape.head_dim)
 
 
-def test_a_batch_is_joined_through_the_host_and_goes_on(runtime, folder, shape):
+def test_a_batch_is_joined_through_the_host_and_goes_on(runtime, folder, shape, interface):
     engine = runtime.load(folder)
-    context = DecoderContext(engine.create_context(), shape, resident=True)
+    context = DecoderContext(engine.create_context(), interface, resident=True)
     alone = context.execute(_prompt([7, 30, 31], shape.empty()))
     present = [np.asarray(tensor) for tensor in alone.present]
     both = [np.concatenate([array, array]) for array in present]
@@ -124,8 +130,10 @@ def test_only_what_was_fetched_comes_back_in_that_order(runtime, folder, shape):
         context.run({name: array for name, array in feeds.items() if name != "input_ids"})
 
 
-def test_what_cannot_be_computed_is_a_step_error_and_the_next_step_works(runtime, folder, shape):
-    context = DecoderContext(runtime.load(folder).create_context(), shape)
+def test_what_cannot_be_computed_is_a_step_error_and_the_next_step_works(
+    runtime, folder, shape, interface
+):
+    context = DecoderContext(runtime.load(folder).create_context(), interface)
     wrong = [np.zeros((1, shape.heads, 2, shape.head_dim + 1), np.float32)] * (2 * shape.layers)
     with pytest.raises(EngineStepError):
         context.execute(_prompt([7], wrong))
@@ -138,21 +146,21 @@ def test_a_file_that_is_no_model_is_a_load_error(runtime, tmp_path):
         runtime.load(tmp_path)
 
 
-def test_closing_twice_is_closing_once(runtime, folder, shape):
+def test_closing_twice_is_closing_once(runtime, folder, shape, interface):
     engine = runtime.load(folder)
     context = engine.create_context()
-    DecoderContext(context, shape).execute(_prompt([7], shape.empty()))
+    DecoderContext(context, interface).execute(_prompt([7], shape.empty()))
     for _ in range(2):
         context.close()
         engine.close()
 
 
-def test_the_same_calls_give_the_same_on_a_device_that_checks_memory(folder, shape):
+def test_the_same_calls_give_the_same_on_a_device_that_checks_memory(folder, shape, interface):
     device = FakeDevice()
     runtime = TensorRtRuntime("fake", make_module(device), Cuda(device.cuda), file="model.onnx")
     engine = runtime.load(folder)
-    context = DecoderContext(engine.create_context(), shape, resident=True)
-    reference = DecoderContext(OnnxRuntime().load(folder).create_context(), shape)
+    context = DecoderContext(engine.create_context(), interface, resident=True)
+    reference = DecoderContext(OnnxRuntime().load(folder).create_context(), interface)
     ours = context.execute(_prompt([7, 30], shape.empty()))
     theirs = reference.execute(_prompt([7, 30], shape.empty()))
     for position in range(2, 40):

@@ -4,16 +4,14 @@ import numpy as np
 import pytest
 
 from inference.engines.contract import (
-    CacheShape,
     DeviceLostError,
     EngineLoadError,
     EngineStepError,
     OutOfMemoryError,
     StepInputs,
 )
-from inference.engines.decoding import DecoderContext, check_decoder
+from inference.engines.decoding import DecoderContext, derive_interface
 from inference.engines.onnx import OnnxContext, OnnxRuntime, find_placement
-from inference.model import read_metadata
 
 
 def test_the_device_is_the_one_that_was_bound(folder):
@@ -87,17 +85,20 @@ def test_a_variant_is_a_file_beside_the_model(folder, tmp_path):
     assert OnnxRuntime().load(tmp_path, "model.int8.onnx").device == "cpu"
 
 
-def test_a_model_of_another_shape_is_a_load_error(folder):
-    with pytest.raises(EngineLoadError, match=r"past_key_values\.2\.key"):
-        check_decoder(OnnxRuntime().load(folder).signature, CacheShape(3, 2, 8), "tiny")
+def test_sizes_that_contradict_the_model_are_a_load_error(folder):
+    with pytest.raises(EngineLoadError, match=r"heads = 3, but past_key_values\.0\.key"):
+        derive_interface(OnnxRuntime().load(folder).signature, "tiny", heads=3)
 
 
 def test_wrong_inputs_are_a_step_error(folder):
-    shape = read_metadata(folder).shape
-    context = DecoderContext(OnnxRuntime().load(folder).create_context(), shape)
+    engine = OnnxRuntime().load(folder)
+    interface = derive_interface(engine.signature, "tiny")
+    context = DecoderContext(engine.create_context(), interface)
     ids = np.full((1, 1), 10**6, dtype=np.int64)
     with pytest.raises(EngineStepError, match="onnxruntime"):
-        context.execute(StepInputs(ids, np.ones((1, 1), np.int64), ids * 0, shape.empty()))
+        context.execute(
+            StepInputs(ids, np.ones((1, 1), np.int64), ids * 0, interface.shape.empty())
+        )
 
 
 class _Failing:

@@ -13,18 +13,19 @@ from inference.engines.contract import (
     StepInputs,
 )
 from inference.engines.cuda import Cuda, DeviceMemory, DeviceTensor
-from inference.engines.decoding import DecoderContext
+from inference.engines.decoding import DecoderContext, derive_interface
 from inference.engines.fake import FakeDevice, FaultProgram, PlannedFault, make_module
 from inference.engines.fake.program import FaultKind
+from inference.engines.onnx import OnnxRuntime
 from inference.engines.reasons import ReasonLog
 from inference.engines.tensorrt import TensorRtRuntime
-from inference.model import read_metadata
 
 
 class Setup:
     def __init__(self, folder, device, profiles=()):
         self.folder, self.device = folder, device
-        self.shape = read_metadata(folder).shape
+        self.interface = derive_interface(OnnxRuntime().load(folder).signature, "tiny")
+        self.shape = self.interface.shape
         module = make_module(device, profiles)
         self.runtime = TensorRtRuntime("trt", module, Cuda(device.cuda), file="model.onnx")
 
@@ -37,7 +38,7 @@ class Setup:
     def context(self, resident=False):
         self.engine = self.load()
         self.raw = self.engine.create_context()
-        return DecoderContext(self.raw, self.shape, resident=resident)
+        return DecoderContext(self.raw, self.interface, resident=resident)
 
     def step(self, context, past=None, batch=1, position=0):
         return context.execute(
@@ -151,7 +152,7 @@ def test_keys_and_values_stay_on_the_device_and_steps_allocate_nothing(setup):
 def test_a_tensor_of_another_context_goes_through_the_host(setup):
     context = setup.context(resident=True)
     first = setup.step(context)
-    other = DecoderContext(setup.engine.create_context(), setup.shape)
+    other = DecoderContext(setup.engine.create_context(), setup.interface)
     expected = setup.step(context, first.present, position=1).logits
     np.testing.assert_allclose(setup.step(other, first.present, position=1).logits, expected)
 

@@ -109,7 +109,7 @@ def test_a_prompt_beyond_the_context_is_refused(tools, folder):
 
 def test_special_tokens_in_user_text_are_plain_text(folder):
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    encoder = PromptEncoder(tokenizer, read_metadata(folder).prompts)
+    encoder = PromptEncoder(tokenizer, read_metadata(folder))
     ids = encoder.encode("chat", "<|answer|><|end|>")
     special = {tokenizer.token_to_id(t) for t in ("<|answer|>", "<|end|>", "<|chat|>")}
     assert [i for i in ids if i in special] == [ids[0], ids[-1]]
