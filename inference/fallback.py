@@ -65,7 +65,7 @@ def choose(
     if level >= Level.SMALL_MODEL and chain:
         usable = (name for name in chain if not check(name))
         return Route(next(usable, chain[0]), FallbackReason.DEGRADATION)
-    if not (settings.automatic_fallback or model in settings.fallbacks):
+    if not may_fall_back(model, settings):
         return Route(model)
     why = check(model)
     if why:
@@ -73,3 +73,8 @@ def choose(
             if not check(name):
                 return Route(name, why)
     return Route(model)
+
+
+def may_fall_back(model: str, settings: InferenceSettings) -> bool:
+    """Say whether another model may answer for one that cannot be asked."""
+    return settings.automatic_fallback or model in settings.fallbacks

@@ -54,6 +54,11 @@ class Gate:
         )
 
     @property
+    def anonymous(self) -> bool:
+        """Whether it makes no difference who asks: there are no keys, and no rates by address."""
+        return self.keys is None and self._addresses is None
+
+    @property
     def degradation(self) -> Degradation:
         """The level in force: the higher one of the administrator's and our own."""
         return self.admin if self.admin.level >= self.automatic.level else self.automatic

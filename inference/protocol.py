@@ -48,6 +48,7 @@ class BoundedProtocol(HttpToolsProtocol):
     _address = ""
     _refusal = ""
     _in_head = False
+    _had_head = False
     _head_bytes = 0
     _head_timer: asyncio.TimerHandle | None = None
     _write_timer: asyncio.TimerHandle | None = None
@@ -75,9 +76,12 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse, and bound what has not become a whole head."""
-        if self._head_timer is None and (self.cycle is None or self.cycle.response_complete):
-            self._await_head()
+        self._had_head = False
         super().data_received(data)
+        # After parsing: a head that came whole with this data needs no timer.
+        idle = self.cycle is None or self.cycle.response_complete
+        if idle and not self._had_head and self._head_timer is None:
+            self._await_head()
         if self._in_head:
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
@@ -94,14 +98,17 @@ class BoundedProtocol(HttpToolsProtocol):
         """Take a header, up to a number."""
         super().on_header(name, value)
         if len(self.headers) > MAX_HEADERS:
-            self._verdict = HeadTooLargeError(
-                f"more than {MAX_HEADERS} headers", reason="too_many_headers"
-            )
-            raise self._verdict
+            self._refuse_headers()
+
+    def _refuse_headers(self) -> None:
+        self._verdict = HeadTooLargeError(
+            f"more than {MAX_HEADERS} headers", reason="too_many_headers"
+        )
+        raise self._verdict
 
     def on_headers_complete(self) -> None:
         """Stop counting and begin to serve."""
-        self._in_head = False
+        self._in_head, self._had_head = False, True
         self._cancel_head_timer()
         if len(self.pipeline) >= MAX_PIPELINED:
             self._verdict = InvalidRequestError(

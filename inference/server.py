@@ -10,7 +10,7 @@ import structlog
 import uvicorn
 
 from inference.app import InferenceApp, create_app
-from inference.protocol import protocol_of
+from inference.fast_protocol import fast_protocol_of
 from inference.settings import InferenceSettings
 
 _log = structlog.get_logger(__name__)
@@ -44,7 +44,7 @@ def server_config(app: InferenceApp, host: str, port: int) -> uvicorn.Config:
         host=host,
         port=port,
         loop="uvloop",
-        http=protocol_of(settings, app.service.connections),
+        http=fast_protocol_of(app.service),
         ws="none",
         lifespan="on",
         log_level="warning",

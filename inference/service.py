@@ -30,7 +30,7 @@ from inference.errors import (
     OverloadedError,
     ServiceError,
 )
-from inference.fallback import FallbackReason, Route, chain_of, choose
+from inference.fallback import FallbackReason, Route, chain_of, choose, may_fall_back
 from inference.gate import Gate, host_memory_share
 from inference.health import HealthReport, judge
 from inference.health_history import HealthHistory, HistoryCollector, Observation
@@ -288,8 +288,10 @@ class InferenceService:
         """Return who answers for a model now; canaries ask the model that they name."""
         if canary:
             return Route(model)
-        level, chain = self.degradation.level, self.chain(model)
-        return choose(model, level, self.settings, chain, self._unusable)
+        level = self.degradation.level
+        if level < Level.SMALL_MODEL and not may_fall_back(model, self.settings):
+            return Route(model)
+        return choose(model, level, self.settings, self.chain(model), self._unusable)
 
     def chain(self, model: str) -> tuple[str, ...]:
         """Return the models that may answer for one, best first."""

@@ -13,8 +13,6 @@ from inference.tensor.codec import (
     HEADER_LENGTH,
     InferRequest,
     answer_head,
-    decode_infer,
-    encode_infer,
     parse_json,
 )
 from inference.tensor.requests import TensorTicket
@@ -39,7 +37,7 @@ async def infer_tensors(exchange: Exchange, model: str) -> None:
         # Nothing was ever loaded: the model's tensors are not known.
         host.check_available()
         raise UnavailableError(f"the engine of {model} loads", retry_after_seconds=1.0)
-    request = decode_infer(document, binary, host.tensors.inputs, host.tensors.outputs)
+    request = host.tensors.codec.decode(document, binary)
     ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     ticket = _ticket(exchange, model, request, ended)
     if exchange.canary:
@@ -53,9 +51,9 @@ async def infer_tensors(exchange: Exchange, model: str) -> None:
     serving = service.hosts[exchange.answered_by]
     head = answer_head(exchange.answered_by, serving.version)
     head += orjson.dumps(request.id or exchange.request_id) + b',"outputs":'
-    payload, json_length = encode_infer(
-        head, request.wanted, serving.tensors.outputs, ticket.outputs()
-    )
+    if ticket.answer is None:
+        raise RuntimeError("a request without an error has no answer")
+    payload, json_length = serving.tensors.codec.encode(head, request, ticket.answer, ticket.offset)
     await exchange.send_payload(payload, answer_headers(json_length))
 
 

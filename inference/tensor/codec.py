@@ -14,13 +14,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import orjson
 
 from inference.errors import InvalidRequestError, UnsupportedError
 from inference.tensor.datatypes import BOOL, BYTES, FP16, TensorInfo, pack_bytes, unpack_bytes
 from inference.tensor.datatypes import to_buffer as array_bytes
+from inference.tensor.requests import BatchOutputs
 from inference.worker.frames import Buffer
 
 HEADER_LENGTH = "inference-header-content-length"
@@ -28,6 +27,7 @@ _MAX_ID_CHARACTERS = 256
 # Structs of small tensors are kept; that is where compiling one costs more than using it.
 _KEPT_VALUES = 4096
 _structs: dict[tuple[str, int], struct.Struct] = {}
+_NOTHING = memoryview(b"")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,16 +64,15 @@ def parse_json(body: bytes, header_length: str = "") -> tuple[dict[str, Any], me
                 f"not {header_length[:20]!r}"
             )
         length = int(header_length)
-    view = memoryview(body)
     try:
-        document = orjson.loads(view[:length] if header_length else body)
+        document = orjson.loads(memoryview(body)[:length] if header_length else body)
     except orjson.JSONDecodeError as error:
         raise InvalidRequestError(
             f"the body is not JSON: {error}", reason="invalid_json"
         ) from error
     if not isinstance(document, dict):
         raise InvalidRequestError("the body must be a JSON object")
-    return document, view[length:]
+    return document, memoryview(body)[length:] if header_length else _NOTHING
 
 
 def decode_infer(
@@ -128,37 +127,98 @@ def decode_infer(
     )
 
 
-def encode_infer(
-    head: bytes,
-    wanted: Sequence[WantedOutput],
-    infos: Sequence[TensorInfo],
-    arrays: Sequence[npt.NDArray[Any]],
-) -> tuple[bytes, int]:
-    """Return the body of an answer, and the length of its JSON part if binary data follows, else 0.
+class InferCodec:
+    """Reads requests for one model and writes its answers.
 
-    Args:
-        head: The JSON object as far as ``"outputs":``, see `answer_head`.
-        wanted: Which outputs, and how.
-        infos: Of all outputs.
-        arrays: Of all outputs.
+    Most requests have the same plain form: one input of a fixed shape with its values as a flat
+    list, and no wishes. `decode` knows that form from a few comparisons; `decode_infer` reads all
+    others, and finds out what is wrong.
     """
-    parts, payloads = [head, b"["], []
-    for number, item in enumerate(wanted):
-        info, array = infos[item.index], arrays[item.index]
-        if number:
-            parts.append(b",")
-        parts += (_output_head(info), _shape_json(array.shape))
-        if item.binary:
-            payload = bytes(array_bytes(array))
-            payloads.append(payload)
-            parts.append(b',"parameters":{"binary_data_size":%d}}' % len(payload))
-        else:
-            parts += (b',"data":', _values(info, array), b"}")
-    parts.append(b"]}")
-    body = b"".join(parts)
-    if not payloads:
-        return body, 0
-    return body + b"".join(payloads), len(body)
+
+    def __init__(self, inputs: Sequence[TensorInfo], outputs: Sequence[TensorInfo]) -> None:
+        self.inputs = tuple(inputs)
+        self.outputs = tuple(outputs)
+        self._all = tuple(WantedOutput(index, False) for index in range(len(outputs)))
+        self._heads = [_output_head(info) for info in outputs]
+        self._plain = len(self.inputs) == 1 and _is_plain(self.inputs[0])
+        if self._plain:
+            info = self.inputs[0]
+            self._name, self._datatype = info.name, info.datatype.name
+            self._row_shape = list(info.shape[1:])
+            self._row_values = math.prod(info.shape[1:])
+            self._shapes = (info.shape[1:],)
+
+    def decode(self, document: Mapping[str, Any], binary: memoryview) -> InferRequest:
+        """Check a request against the model; see `decode_infer`."""
+        if self._plain and len(document) <= 2:
+            request = self._decode_plain(document)
+            if request is not None:
+                return request
+        return decode_infer(document, binary, self.inputs, self.outputs)
+
+    def encode(
+        self, head: bytes, request: InferRequest, answer: BatchOutputs, offset: int
+    ) -> tuple[bytes, int]:
+        """Return an answer's body, and the length of its JSON if binary data follows, else 0.
+
+        Args:
+            head: The JSON object as far as ``"outputs":``, see `answer_head`.
+            request: What was asked.
+            answer: The outputs of its batch.
+            offset: Its first row in the batch.
+        """
+        parts, payloads = [head], []
+        until = offset + request.rows
+        separator = b"["
+        for wanted in request.wanted:
+            array = answer.arrays[wanted.index]
+            shape = b",".join(b"%d" % size for size in (request.rows, *array.shape[1:]))
+            parts += (separator, self._heads[wanted.index], shape)
+            if wanted.binary:
+                payload = bytes(array_bytes(array[offset:until]))
+                payloads.append(payload)
+                parts.append(b'],"parameters":{"binary_data_size":%d}}' % len(payload))
+            else:
+                values = b",".join(answer.row_json(wanted.index)[offset:until])
+                parts += (b'],"data":[', values, b"]}")
+            separator = b","
+        parts.append(b"]}")
+        body = b"".join(parts)
+        if not payloads:
+            return body, 0
+        return body + b"".join(payloads), len(body)
+
+    def _decode_plain(self, document: Mapping[str, Any]) -> InferRequest | None:
+        """Read a request of the plain form; None if it has another one, or a fault."""
+        given = document.get("inputs")
+        own_id = document.get("id", "")
+        if type(given) is not list or len(given) != 1 or len(document) != 1 + ("id" in document):
+            return None
+        tensor = given[0] if type(given[0]) is dict and type(own_id) is str else {}
+        shape, data = tensor.get("shape"), tensor.get("data")
+        if (
+            len(tensor) != 4
+            or tensor.get("name") != self._name
+            or tensor.get("datatype") != self._datatype
+            or type(shape) is not list
+            or type(data) is not list
+            or shape[1:] != self._row_shape
+        ):
+            return None
+        rows = shape[0]
+        wanted = rows * self._row_values if type(rows) is int and rows > 0 else -1
+        if len(data) != wanted or len(own_id) > _MAX_ID_CHARACTERS:
+            return None
+        try:
+            packed = _struct(self.inputs[0].datatype.pack, len(data)).pack(*data)
+        except (struct.error, OverflowError, TypeError):
+            return None
+        return InferRequest(own_id, rows, self._shapes, (packed,), self._all)
+
+
+def _is_plain(info: TensorInfo) -> bool:
+    """Say whether an input's values are numbers and its shape is fixed beside the batch."""
+    return bool(info.datatype.pack) and all(size >= 0 for size in info.shape[1:])
 
 
 def answer_head(model: str, version: int) -> bytes:
@@ -352,22 +412,9 @@ def _wanted(document: Mapping[str, Any], outputs: Sequence[TensorInfo]) -> tuple
 
 
 def _output_head(info: TensorInfo) -> bytes:
+    """Return the beginning of an output's JSON, as far as the first size of its shape."""
     names = orjson.dumps({"name": info.name, "datatype": info.datatype.name})
-    return names[:-1] + b',"shape":'
-
-
-def _shape_json(shape: Sequence[int]) -> bytes:
-    return orjson.dumps(list(shape))
-
-
-def _values(info: TensorInfo, array: npt.NDArray[Any]) -> bytes:
-    """Return values in row-major order as JSON; each with as many digits as its type has."""
-    flat = array.reshape(-1)
-    if info.datatype is BYTES:
-        return orjson.dumps(flat.tolist())
-    if flat.dtype == np.float16:
-        flat = flat.astype(np.float32)
-    return orjson.dumps(flat, option=orjson.OPT_SERIALIZE_NUMPY)
+    return names[:-1] + b',"shape":['
 
 
 def _wrong(place: str, what: str) -> InvalidRequestError:

@@ -31,6 +31,7 @@ from inference.errors import (
 from inference.poison.sandbox import Numbered, numbered
 from inference.requests import TicketState
 from inference.settings import InferenceSettings
+from inference.tensor.codec import InferCodec
 from inference.tensor.costs import BatchCost, HoldPolicy, WaitingRows
 from inference.tensor.datatypes import TensorInfo, to_array
 from inference.tensor.line import TensorLine
@@ -100,8 +101,7 @@ class TensorDispatcher:
         )
         self.stats = BatchStats()
         self.max_slots = settings.tensor_max_batch_rows
-        self.inputs: tuple[TensorInfo, ...] = ()
-        self.outputs: tuple[TensorInfo, ...] = ()
+        self.codec = InferCodec((), ())
         self._model_rows = 0
         self._numbers = itertools.count(1)
         self._in_flight: dict[int, _Batch] = {}
@@ -118,6 +118,16 @@ class TensorDispatcher:
         self.golden_seconds = 0.0
 
     # --- what it says
+
+    @property
+    def inputs(self) -> tuple[TensorInfo, ...]:
+        """The model's inputs; empty until it was loaded once."""
+        return self.codec.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorInfo, ...]:
+        """The model's outputs; empty until it was loaded once."""
+        return self.codec.outputs
 
     @property
     def running(self) -> int:
@@ -193,8 +203,10 @@ class TensorDispatcher:
     def attach(self, link: WorkerLink, ready: Ready) -> None:
         """Begin to dispatch to a worker that is ready."""
         self._link = link
-        self.inputs = tuple(map(TensorInfo.from_wire, ready.inputs))
-        self.outputs = tuple(map(TensorInfo.from_wire, ready.outputs))
+        self.codec = InferCodec(
+            tuple(map(TensorInfo.from_wire, ready.inputs)),
+            tuple(map(TensorInfo.from_wire, ready.outputs)),
+        )
         self._model_rows = ready.max_batch_rows
         self.pump()
 

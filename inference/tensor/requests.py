@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import orjson
+
 from inference.errors import ServiceError
 from inference.queueing import Priority
 from inference.requests import TicketState
@@ -21,13 +24,25 @@ Shapes = tuple[tuple[int, ...], ...]
 class BatchOutputs:
     """What a batch computed, shared by the requests in it."""
 
-    __slots__ = ("arrays", "ended_at", "started_at")
+    __slots__ = ("_row_json", "arrays", "ended_at", "started_at")
 
     def __init__(self, arrays: list[npt.NDArray[Any]], started_at: float, ended_at: float) -> None:
         self.arrays = arrays
         self.started_at = started_at
         """When the worker began to compute it, CLOCK_MONOTONIC seconds."""
         self.ended_at = ended_at
+        self._row_json: dict[int, list[bytes]] = {}
+
+    def row_json(self, index: int) -> list[bytes]:
+        """Return the values of each row of an output as JSON, separated by commas.
+
+        A whole batch is written at once and cut into rows, which is several times cheaper than to
+        write each request's few numbers by themselves.
+        """
+        rows = self._row_json.get(index)
+        if rows is None:
+            rows = self._row_json[index] = _rows_as_json(self.arrays[index])
+        return rows
 
 
 class TensorTicket:
@@ -94,3 +109,16 @@ class TensorTicket:
         if self.answer is None:
             raise RuntimeError("the request has no answer")
         return [array[self.offset : self.offset + self.rows] for array in self.answer.arrays]
+
+
+def _rows_as_json(array: npt.NDArray[Any]) -> list[bytes]:
+    """Return the values of each row, in row-major order, with as many digits as the type has."""
+    rows = array.reshape(len(array), -1)
+    if rows.shape[1] == 0:
+        return [b""] * len(rows)
+    if rows.dtype == object:
+        return [orjson.dumps(row)[1:-1] for row in rows.tolist()]
+    if rows.dtype == np.float16:
+        rows = rows.astype(np.float32)
+    text = orjson.dumps(np.ascontiguousarray(rows), option=orjson.OPT_SERIALIZE_NUMPY)
+    return text[2:-2].split(b"],[")
