@@ -36,6 +36,7 @@ _MOST_BYTES = 2 * 1024 * 1024
 _LONGEST_LINE = 8192
 _HISTORY_BYTES = 1024 * 1024
 _RESTART_SECONDS = 10.0
+_END_SECONDS = 0.05
 _WORDS = (b"NVRM", b"SXid")
 
 
@@ -220,9 +221,10 @@ class JournalReader:
             raise LogError(f"{self.name}: {error.strerror or error}") from error
         batch.lost += self._lines.take_lost()
         if ended and not batch.lines:
-            status = process.wait(timeout=1.0) if process.poll() is None else process.returncode
             self.close()
-            raise LogError(f"{self.name}: {self._command[0]} ended with status {status}")
+            raise LogError(
+                f"{self.name}: {self._command[0]} ended with status {process.returncode}"
+            )
         return batch
 
     def close(self) -> None:
@@ -230,9 +232,12 @@ class JournalReader:
         process, self._process = self._process, None
         if process is None:
             return
-        process.kill()
         if process.stdout is not None:
             process.stdout.close()
+        # One that has closed its output is about to end, and its status is worth knowing.
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=_END_SECONDS)
+        process.kill()
         with suppress(subprocess.TimeoutExpired):
             process.wait(timeout=1.0)
 

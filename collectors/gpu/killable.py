@@ -155,7 +155,9 @@ class KillableChild:
                     raise TimeoutError
                 piece = os.read(process.stdout.fileno(), 65536)
                 if not piece:
-                    raise OSError(f"it ended with status {process.wait(timeout=KILL_SECONDS)}")
+                    with suppress(subprocess.TimeoutExpired):
+                        process.wait(timeout=KILL_SECONDS)
+                    raise OSError(f"it ended with status {process.returncode}")
                 answer += piece
                 if len(answer) > _MAX_ANSWER_BYTES:
                     raise OSError("its answer has no end")

@@ -40,7 +40,7 @@ _AVAILABLE = {
     GpuState.UNREADABLE: 0.0,
     GpuState.HUNG: 0.0,
 }
-"""``gpu_available`` by state. When the driver as a whole is silent, nothing is known about a device."""
+"""``gpu_available`` by state; of a device that is unread nobody knows."""
 
 Values = Mapping[str, float]
 
@@ -252,14 +252,15 @@ class NvmlCollector:
         seconds: float,
     ) -> Iterator[Sample]:
         name, labels = self._entity(device), _labels(device)
-        if self._xids is not None:
+        if self._xids is not None and device.pci:
             watched = bool(reading.get("xids_watched"))
             recovery = reading.get("signals", {}).get("gpu_recovery_action")
             self._xids.device(
                 WatchedGpu(name, device.pci, device.uuid, watched, recovery), now_seconds
             )
         yield self._state_sample(now_seconds, device, state, reading.get("reason", ""))
-        yield Sample(now_seconds, name, "gpu_available", _AVAILABLE[state], labels)
+        if state in _AVAILABLE:
+            yield Sample(now_seconds, name, "gpu_available", _AVAILABLE[state], labels)
         if state is not GpuState.OK:
             return
         self._quarantined.pop(device.index, None)

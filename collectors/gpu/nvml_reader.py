@@ -16,6 +16,17 @@ SLOW_SECONDS = 10.0
 """What changes only when somebody changes it is read again after this time."""
 
 
+_VITAL = frozenset(
+    {
+        "gpu_utilization_percent",
+        "gpu_memory_used_bytes",
+        "gpu_temperature_celsius",
+        "gpu_power_usage_watts",
+    }
+)
+"""A device of which calls fail, and that tells none of these, is not read."""
+
+
 class NvmlReader:
     """Reads the devices of one initialised NVML.
 
@@ -88,7 +99,7 @@ class NvmlReader:
             return entry | _unread(
                 index, gpu_state_of(code_of(error)), str(error), **_identity_of(entry)
             )
-        if not signals and calls.failed:
+        if calls.failed and not _VITAL.intersection(signals):
             reason = f"{len(calls.failed)} calls failed, the last with code {calls.last_error}"
             return _unread(index, GpuState.UNREADABLE, reason, **_identity_of(entry))
         signals["gpu_driver_call_errors"] = float(len(calls.failed))

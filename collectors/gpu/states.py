@@ -20,7 +20,7 @@ class GpuState(IntEnum):
     HUNG = 5
     """A call about it did not return; it is left out for a while so that the others can be read."""
     UNREAD = 6
-    """The driver as a whole gave no answer, so nothing is known about it."""
+    """Nothing is known about it: the driver as a whole is silent, or does not let this user ask."""
 
 
 class DriverState(IntEnum):
@@ -75,6 +75,11 @@ _DRIVER_STATES = {
     NvmlError.LIB_RM_VERSION_MISMATCH: DriverState.VERSION_MISMATCH,
     NvmlError.NO_PERMISSION: DriverState.NO_PERMISSION,
 }
+_GPU_STATES = {
+    NvmlError.GPU_IS_LOST: GpuState.LOST,
+    NvmlError.RESET_REQUIRED: GpuState.RESET_REQUIRED,
+    NvmlError.NO_PERMISSION: GpuState.UNREAD,
+}
 _FIXES = {
     DriverState.HUNG: "look for tasks in state D and for XIDs in the kernel log; a reboot may be due",
     DriverState.NOT_LOADED: "load the kernel module (modprobe nvidia) and check `dmesg`",
@@ -99,6 +104,4 @@ def fix_of(state: DriverState) -> str:
 
 def gpu_state_of(code: int | None) -> GpuState:
     """Return the state of a device whose calls end with an error."""
-    if code == NvmlError.GPU_IS_LOST:
-        return GpuState.LOST
-    return GpuState.RESET_REQUIRED if code == NvmlError.RESET_REQUIRED else GpuState.UNREADABLE
+    return next((s for e, s in _GPU_STATES.items() if e == code), GpuState.UNREADABLE)

@@ -155,7 +155,10 @@ class XidLedger:
     def device(self, gpu: WatchedGpu, now_seconds: float) -> None:
         """Learn a GPU: which entity it is, whether its XIDs are seen, and the driver's verdict."""
         with self._lock:
-            found = self._device(XidSource.GPU, pci_address(gpu.pci) or gpu.uuid)
+            key = (XidSource.GPU, pci_address(gpu.pci) or gpu.uuid)
+            found = self._device(*key)
+            if found.name != gpu.name:
+                self._take_name(gpu.name)
             found.name, found.gpu, found.told_seconds = gpu.name, gpu, now_seconds
 
     def from_nvml(self, uuid: str, pci: str, code: int, now_seconds: float) -> None:
@@ -194,6 +197,12 @@ class XidLedger:
         """
         with self._lock:
             return list(self._known(now_seconds))
+
+    def _take_name(self, name: str) -> None:
+        """Give the device that had a name its address for one: the GPU has moved to another slot."""
+        for (_, key), device in self._devices.items():
+            if device.name == name:
+                device.name, device.gpu = entity("host", self._host, "gpu", key), None
 
     def _known(self, now_seconds: float) -> Iterator[DeviceXids]:
         for (source, _), device in self._devices.items():

@@ -13,8 +13,11 @@ import pytest
 from collectors.canary import CanaryCollector, GoldenPrompt
 from collectors.contract import Collector, CollectorError, Paced
 from collectors.entities import entity
+from collectors.gpu.kernel_log import FileReader
 from collectors.gpu.nvml import NvmlCollector
 from collectors.gpu.simulated import SimulatedGpuCollector
+from collectors.gpu.xid_collector import XidCollector
+from collectors.gpu.xid_ledger import WatchedGpu, XidLedger
 from collectors.host import HostCollector
 from collectors.prometheus import PrometheusCollector
 from collectors.service import ServiceCollector
@@ -43,11 +46,24 @@ def _broken() -> httpx.Client:
     return httpx.Client(transport=httpx.MockTransport(refuse))
 
 
+def _ledger() -> XidLedger:
+    ledger = XidLedger("box")
+    ledger.device(WatchedGpu("host/box/gpu/0", "0000:18:00", "u", True, None), NOW)
+    return ledger
+
+
+def _log(folder: Path) -> FileReader:
+    path = folder / "kern.log"
+    path.write_text("2023-11-14T22:13:00Z NVRM: Xid (PCI:0000:18:00): 79, pid=1\n")
+    return FileReader(path)
+
+
 Make = Callable[[Path], Collector]
 WORKING: dict[str, Make] = {
     "host": HostCollector,
     "simulated": lambda path: SimulatedGpuCollector("box", lambda: 0.5, path / "control.json"),
     "nvml": lambda _: NvmlCollector("box", command=ECHO, library_present=lambda: True),
+    "xid": lambda path: XidCollector("box", _ledger(), _log(path)),
     "service": lambda _: ServiceCollector("llm", "http://x", _http(METRICS)),
     "canary": lambda _: CanaryCollector(
         "llm", "http://x", _http('{"choices": [{"text": "y"}]}'), GoldenPrompt("x", "y")
@@ -55,6 +71,7 @@ WORKING: dict[str, Make] = {
 }
 BROKEN: dict[str, Make] = {
     "nvml": lambda _: NvmlCollector("box", command=("false",)),
+    "xid": lambda path: XidCollector("box", XidLedger("box"), FileReader(path / "absent")),
     "service": lambda _: ServiceCollector("llm", "http://x", _broken()),
     "service text": lambda _: ServiceCollector("llm", "http://x", _http("<html>")),
     "prometheus": lambda _: PrometheusCollector("p", "http://127.0.0.1:9"),

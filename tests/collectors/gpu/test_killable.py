@@ -65,3 +65,11 @@ def test_children_that_do_not_die_are_few(monkeypatch: pytest.MonkeyPatch) -> No
         real(process)
     with pytest.raises(TooSlow, match="no answer"):  # they have died: it may be tried again
         child.ask(b"", 0.01)
+
+
+def test_a_child_that_closes_its_output_and_stays_is_an_error() -> None:
+    mute = "import os, time; os.close(1); time.sleep(600)"
+    child = KillableChild((sys.executable, "-c", mute))
+    with pytest.raises(CollectorError, match="ended with status None"):
+        child.ask(b"", 20.0)
+    assert child.process_id is None

@@ -270,9 +270,7 @@ def test_a_device_that_does_not_answer_has_its_state_and_nothing_else(
     assert _gpu(collector.collect(1002.0).samples, 1)["gpu_state"] == 0
 
 
-def test_a_device_of_which_every_reading_fails_is_not_healthy(
-    fake: FakeNvml, make_collector: Make
-) -> None:
+def test_calls_that_fail_are_counted(fake: FakeNvml, make_collector: Make) -> None:
     collector = make_collector()
     collector.collect(1000.0)
     for function in ("nvmlDeviceGetPowerUsage", "nvmlDeviceGetTemperature"):
@@ -280,6 +278,30 @@ def test_a_device_of_which_every_reading_fails_is_not_healthy(
     found = _gpu(collector.collect(1001.0).samples)
     assert found["gpu_state"] == 0
     assert found["gpu_driver_call_errors"] == 2
+
+
+def test_a_device_that_tells_nothing_vital_is_not_healthy(
+    fake: FakeNvml, make_collector: Make
+) -> None:
+    for function in (
+        "nvmlDeviceGetPowerUsage",
+        "nvmlDeviceGetTemperature",
+        "nvmlDeviceGetUtilizationRates",
+        "nvmlDeviceGetMemoryInfo",
+        "nvmlDeviceGetMemoryInfo_v2",
+    ):
+        fake.fail(UNKNOWN, function, gpu=0)
+    samples = make_collector().collect(1000.0).samples
+    assert _gpu(samples) == {"gpu_state": float(GpuState.UNREADABLE), "gpu_available": 0.0}
+
+
+def test_a_device_that_this_user_may_not_ask_is_not_lost(
+    fake: FakeNvml, make_collector: Make
+) -> None:
+    fake.gpu(1).index_error = 4
+    samples = make_collector().collect(1000.0).samples
+    assert _gpu(samples, 1) == {"gpu_state": float(GpuState.UNREAD)}
+    assert _of(samples, "host/box")["gpu_count"] == 1
 
 
 def test_a_device_that_is_gone_keeps_its_number_and_others_keep_theirs(

@@ -299,3 +299,12 @@ def test_the_burst_rules_are_of_codes_that_are_known() -> None:
         assert rule.count == 0 or rule.count > 1
         assert rule.within_seconds > rule.burst_seconds
         assert rule.note
+
+
+def test_a_gpu_that_moves_to_another_slot_is_one_entity() -> None:
+    ledger = _ledger()
+    _learn(ledger)
+    _kernel(ledger, "79", NOW)
+    ledger.device(WatchedGpu(GPU, "0000:99:00", "GPU-a", True, None), NOW + 1)
+    names = [device.name for device in ledger.devices(NOW + 2)]
+    assert sorted(names) == [GPU, "host/box/gpu/0000_18_00"]
