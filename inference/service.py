@@ -20,6 +20,7 @@ from pydantic import SecretStr
 from inference.admission_metrics import AdmissionCollector
 from inference.canary import Canary, CanaryOutcome, Golden
 from inference.connections import ConnectionCounts
+from inference.consistency import PeerCollector, PeerWatch, Question
 from inference.degradation import Degradable, Degradation, Level
 from inference.dispatch_contract import Suspect
 from inference.engine_host import EngineHost, EngineState
@@ -125,6 +126,15 @@ class InferenceService:
         self.metrics.registry.register(AdmissionCollector(self.hosts, self.gate))
         self.history = HealthHistory(self._observe, clock, wall_clock)
         self.metrics.registry.register(HistoryCollector(self.history))
+        self.peers = PeerWatch(
+            settings.peers,
+            self._answer,
+            self._questions,
+            settings.peer_timeout_seconds,
+            settings.failure_threshold,
+            clock,
+        )
+        self.metrics.registry.register(PeerCollector(self.peers))
         self.tensors = TensorFront(self)
         self.leaving = False
         """Set at the first signal: not ready any more, while accepted requests are answered."""
@@ -167,7 +177,8 @@ class InferenceService:
         if self.settings.automatic_degradation:
             self.tasks.append(loop.create_task(self._adapt()))
         watch = self.history.run(self.settings.health_interval_seconds)
-        self.tasks.append(loop.create_task(watch))
+        peers = self.peers.run(self.settings.peer_interval_seconds)
+        self.tasks += [loop.create_task(watch), loop.create_task(peers)]
         _log.info("service_started", models=list(self.hosts), repository=str(self.repository.root))
 
     async def stop(self) -> None:
@@ -415,21 +426,43 @@ class InferenceService:
         """Send a golden example through the real queue; say what was wrong with the answer."""
         if not isinstance(golden, GoldenPrompt):
             return await self.tensors.ask(model, golden)
+        limit = golden.max_tokens or self.settings.max_output_tokens
+        text = await self._golden_text(model, golden.task, golden.text, limit)
+        right = text.strip() == golden.expected.strip()
+        return "" if right else f"wrong answer to a golden prompt ({golden.task})"
+
+    async def _golden_text(self, model: str, task: str, text: str, max_tokens: int) -> str:
+        """Send a prompt of the service's own through the real queue."""
         self._request_numbers += 1
         request = GenerationRequest(
             request_id=f"canary-{self._request_numbers}",
             model=model,
-            task=golden.task,
-            text=golden.text,
+            task=task,
+            text=text,
             deadline=self.clock() + self.settings.canary_deadline_seconds,
-            max_tokens=golden.max_tokens or self.settings.max_output_tokens,
+            max_tokens=max_tokens,
             canary=True,
             golden=True,
         )
         ticket, _ = self.submit(request)
-        answer = await ticket.result()
-        right = answer.text.strip() == golden.expected.strip()
-        return "" if right else f"wrong answer to a golden prompt ({golden.task})"
+        return (await ticket.result()).text
+
+    def _questions(self) -> list[Question]:
+        """Return what this replica and its peers are asked: the serving model's golden prompts."""
+        metadata = self.hosts[self.serving_model].metadata()
+        return [
+            Question(self.serving_model, golden.text, golden.task)
+            for golden in (metadata.golden if metadata is not None else ())
+            if isinstance(golden, GoldenPrompt)
+        ]
+
+    async def _answer(self, question: Question) -> str | None:
+        """Answer a question to all replicas, or stay silent."""
+        limit = question.max_tokens
+        try:
+            return await self._golden_text(question.model, question.task, question.text, limit)
+        except ServiceError:
+            return None
 
     # --- health
 
@@ -472,6 +505,8 @@ class InferenceService:
             for name, layer in report.layers.items()
             if not layer.ok and not layer.tolerated
         ]
+        if self.peers.outvoted:
+            bad.append(self.peers.outvoted)
         return "; ".join(bad)
 
     @property

@@ -333,6 +333,19 @@ class InferenceSettings(BaseModel):
         description="Models that may be loaded together, those loaded at run time included.",
     )
 
+    peers: tuple[str, ...] = Field(
+        default=(),
+        max_length=16,
+        description="Base URLs of other replicas, whose answers to golden prompts are compared "
+        "with this one's; none is off.",
+    )
+    peer_interval_seconds: float = Field(
+        default=60.0, gt=0, le=86_400, description="Time between two comparisons with the peers."
+    )
+    peer_timeout_seconds: float = Field(
+        default=5.0, gt=0, le=600, description="A peer that takes longer has no vote."
+    )
+
     # --- supervision
     progress_budget_seconds: float = Field(
         default=15.0,

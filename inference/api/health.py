@@ -45,6 +45,7 @@ async def health(service: Service, verbose: bool = False) -> JSONResponse:
             }
             for model in service.hosts
         }
+        content["consistency"] = service.peers.describe()
         content["history"] = service.history.recent()
     return JSONResponse(content, 200 if report.ok else 503)
 
