@@ -146,7 +146,7 @@ class InferenceSettings(BaseModel):
 
     # --- connections
     max_connections: int = Field(
-        default=1000,
+        default=2048,
         ge=1,
         le=1_000_000,
         description="Open connections; on more, models are refused (429), health still answers.",

@@ -53,16 +53,29 @@ def test_the_canary_judges_the_whole_answer(start, tools, probes, own_repository
         assert probes.statuses(live) == (200, 503, 503)
 
 
-def test_a_silent_fallback_to_the_cpu_is_not_ready(start, tools, probes):
+def test_a_silent_fallback_to_the_cpu_is_told(start, live, probes):
     """onnxruntime #23372, #17801, #23647: a session without CUDA runs on the CPU and says nothing.
 
-    The worker here really runs on the CPU; the service is told that it is meant for a GPU.
+    A GPU is asked for here, and there is none that onnxruntime could use: it falls back for real.
     """
-    with start() as live:
-        service = live.service
-        service.settings = service.settings.model_copy(update={"engine": "tensorrt"})
-        tools.eventually(lambda: probes.statuses(live)[1] == 503, "it is not ready")
-        device = live.client.get("/health").json()["layers"]["device"]
+    if live.client.get("/api/system/status").json()["models"]["tiny"]["device"] != "cpu":
+        pytest.skip("this machine has a GPU that onnxruntime uses")
+    with start(device="cuda") as fallen:
+        device = fallen.client.get("/health").json()["layers"]["device"]
         assert (device["ok"], "runs on cpu" in device["reason"]) == (False, True)
-        assert live.metric("health_status", layer="device") == 0
-        assert live.metric("model_info", model="tiny", device="cpu") == 1
+        assert fallen.metric("health_status", layer="device") == 0
+        assert fallen.metric("engine_device_fallback", model="tiny") == 1
+        assert fallen.metric("model_info", model="tiny", device="cpu") == 1
+
+
+def test_a_fallback_that_is_not_allowed_is_never_ready(start, live, tools, probes):
+    """onnxruntime #23372 again, for those who would rather have no service than a slow one."""
+    if live.client.get("/api/system/status").json()["models"]["tiny"]["device"] != "cpu":
+        pytest.skip("this machine has a GPU that onnxruntime uses")
+    settings = {"device": "cuda", "allow_device_fallback": False, "load_attempts": 1}
+    with start(wait_ready=False, **settings) as live:
+        tools.eventually(
+            lambda: live.metric("engine_state", model="tiny", state="failed") == 1, "it gives up"
+        )
+        assert probes.statuses(live) == (200, 503, 503)
+        assert "cuda" in live.client.get("/health/ready").text.lower()
