@@ -1,6 +1,6 @@
 """Tokens a second of the service beside a bare decode loop on the same language model.
 
-``python -m benchmarks generation -- --rounds 5``
+``python -m benchmarks generation -- --rounds 12``
 
 The bare loop is ONNX Runtime alone: a batch of as many prompts as there are streams, then nothing but
 greedy decode steps, with the options of the service's engine. The service runs in a process of its
@@ -355,10 +355,10 @@ def table(results: Results) -> str:
 def main() -> int:
     """Measure and print; exit status 1 below the wanted share."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--streams", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=200, help="length of each answer")
-    parser.add_argument("--requests", type=int, default=10, help="answers per stream and round")
+    parser.add_argument("--requests", type=int, default=3, help="answers per stream and round")
     parser.add_argument("--share", type=float, default=0.85, help="of the bare loop that is wanted")
     parser.add_argument("--json", type=Path, help="file for the single figures")
     parser.add_argument("--serve", help=argparse.SUPPRESS)

@@ -194,6 +194,8 @@ class Decoder:
         now = self._clock()
         logits = outputs.logits[:, -1]
         finite = self._finite(logits)
+        # What a prompt leaves is cut into rows, which is done on the host.
+        present = [np.asarray(array) for array in outputs.present]
         events: list[Event] = []
         joining = []
         gone = set()
@@ -203,16 +205,16 @@ class Decoder:
                 gone.add(sequence)
                 events.append(sequence.failed("invalid_output", _NOT_FINITE))
             elif sequence.remaining:
-                sequence.past = own_past(outputs.present, row, end)
+                sequence.past = own_past(present, row, end)
             else:
                 gone.add(sequence)
                 sequence.past = ()
                 sequence.prefilled_at = now
-                self._remember(sequence, outputs, row)
+                self._remember(sequence, present, row)
                 own = self._take_first(sequence, logits[row])
                 events += own
                 if not _ended(own):
-                    joining.append(Joining(sequence, outputs.present, row))
+                    joining.append(Joining(sequence, present, row))
         self._prefill.remove(gone)
         self._join(joining)
         self._members_changed()
@@ -237,10 +239,10 @@ class Decoder:
         self._remove(set(group.sequences))
         return [sequence.failed(error.code, str(error)) for sequence in group.sequences]
 
-    def _remember(self, sequence: DecoderSequence, outputs: StepOutputs, row: int) -> None:
+    def _remember(self, sequence: DecoderSequence, present: Sequence[FloatArray], row: int) -> None:
         """Put a computed prompt into the prefix cache."""
         if not sequence.request.canary and not self.cache.knows(sequence.ids):
-            past = own_past(outputs.present, row, len(sequence.ids))
+            past = own_past(present, row, len(sequence.ids))
             self.cache.insert(sequence.ids, past)
 
     # --- answers

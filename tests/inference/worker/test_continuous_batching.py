@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference.engines.contract import EngineStepError
+from inference.engines.decoding import DecoderContext, derive_interface
+from inference.engines.fake import FakeTensorRtRuntime
 from inference.worker.wire import Failed, Finished, Token
 
 TEXTS = [
@@ -149,6 +151,18 @@ def test_a_short_prompt_does_not_wait_for_a_long_one(tools, folder):
     assert [event.number for event in events] == [2]
 
 
+def test_a_canary_does_not_wait_behind_long_prompts(tools, folder):
+    """TGI #2348: health took more than 10 s, because its probe waited for long prompts."""
+    decoder = tools.make_decoder(folder, prefill_tokens_per_step=8)
+    for number in range(4):
+        decoder.start(tools.request(number, "x" * 80))
+    decoder.step()
+    decoder.start(tools.request(9, "hi", canary=True, max_tokens=2))
+    assert decoder.step() == []
+    (answer,) = decoder.step()
+    assert (answer.number, answer.completion_tokens) == (9, 2)
+
+
 def test_a_long_prompt_is_cancelled_and_expires_half_way(tools, folder):
     now = [0.0]
     decoder = tools.make_decoder(folder, prefill_tokens_per_step=4, clock=lambda: now[0])
@@ -238,3 +252,22 @@ def test_a_template_is_computed_once_and_canaries_compute_it_anew(tools, folder,
     canary = tools.generate(decoder, 2, "hello there", canary=True)
     assert (canary.cached_tokens, canary.text) == (0, alone("hello there", 64))
     assert decoder.cache.size_bytes == pinned
+
+
+def test_keys_and_values_that_stay_on_a_device_give_the_same_answers(tools, folder, alone):
+    """The fake device has addresses of its own, which the host cannot read by mistake."""
+    engine = FakeTensorRtRuntime().load(folder)
+    decoder = tools.make_decoder(folder, cache_bytes=2**20)
+    interface = derive_interface(engine.signature, "tiny")
+    decoder._context = DecoderContext(engine.create_context(), interface, resident=True)
+    decoder.pin_templates()
+    run = _Run(decoder, tools)
+    for number in range(12):
+        run.apply(("start", number % len(TEXTS), 20 + number))
+        run.apply(("step", 3))
+        if number % 4 == 3:
+            run.apply(("cancel", number))
+    run.finish()
+    for number, end in run.ends.items():
+        if isinstance(end, Finished):
+            assert end.text == alone(*run.asked[number])
