@@ -11,6 +11,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,7 +43,7 @@ from inference.poison.sandbox import Numbered
 from inference.pressure import PressureMeter, Signals
 from inference.release.catalogue import Catalogue
 from inference.release.manager import ReleaseCollector, Releases
-from inference.release.observing import of_message
+from inference.release.observing import of_deadline, of_message
 from inference.repository import ModelRepository, bundled_repository
 from inference.requests import GenerationRequest, Ticket, TicketState
 from inference.settings import InferenceSettings
@@ -151,7 +152,7 @@ class InferenceService:
             self.settings,
             self.repository,
             clock=self.clock,
-            on_end=self._on_end,
+            on_end=partial(self._on_end, model),
             wake_supervisor=self._wake,
             on_down=self._on_down,
             on_loaded=self._on_loaded,
@@ -375,18 +376,28 @@ class InferenceService:
             return max(self.degradation.level, Level.SMALL_MODEL)
         return self.degradation.level
 
-    def _on_end(self, ticket: Ticket, event: Finished | ServiceError) -> None:
+    def _on_end(self, model: str, ticket: Ticket, event: Finished | ServiceError) -> None:
         request = ticket.request
         if request.canary:
             return
+        late = isinstance(event, DeadlineExceededError)
+        if late and ticket.state is TicketState.RUNNING:
+            self._on_late(model, ticket)
         if isinstance(event, Finished):
             self.metrics.decoded(ticket, event)
             allowed = request.deadline - ticket.enqueued_at
             self._meter.waited((ticket.dispatched_at - ticket.enqueued_at) / allowed)
         elif isinstance(event, OverloadedError):
             self.count_refusal(request, event)
-        elif isinstance(event, DeadlineExceededError) and ticket.state is TicketState.QUEUED:
+        elif late and ticket.state is TicketState.QUEUED:
             self._meter.expired()
+
+    def _on_late(self, model: str, ticket: Ticket) -> None:
+        """Tell of a deadline that passed on the engine."""
+        had = self.clock() - ticket.dispatched_at
+        seen = of_deadline(had, ticket.request.deadline - ticket.enqueued_at)
+        if seen is not None:
+            self.releases.observe(model, seen)
 
     def _on_down(
         self,

@@ -6,7 +6,7 @@ import bentoml
 import numpy as np
 from onnx_session import Session
 
-LATENCY_MILLISECONDS = int(os.environ.get("LATENCY_MILLISECONDS", "250"))
+LATENCY_MILLISECONDS = int(os.environ.get("LATENCY_MILLISECONDS", "2000"))
 
 
 @bentoml.service(workers=1, traffic={"timeout": 30}, logging={"access": {"enabled": False}})

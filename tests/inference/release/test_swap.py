@@ -5,6 +5,8 @@ import threading
 import httpx
 import pytest
 
+from inference.demo.tensors import write_tiny_mlp
+
 pytestmark = pytest.mark.integration
 
 
@@ -60,3 +62,22 @@ def test_no_request_fails_while_versions_are_swapped(tools, own_repository, tmp_
         assert set(crowd.versions) == {"1", "2"}
         status = live.client.get("/api/system/status").json()["models"]["tiny"]
         assert status["worker_pid"] == pid, "the same worker"
+
+
+def test_no_tensor_request_fails_while_versions_are_swapped(tools, tmp_path):
+    root = tmp_path / "models"
+    for version in (1, 2):
+        write_tiny_mlp(root, version=version, seed=version)
+    settings = {"models": ("tiny-mlp",), "load_budget_seconds": 20.0}
+    row = {"name": "x", "shape": [1, 64], "datatype": "FP32", "data": [0.5] * 64}
+    with tools.run_service(root, tmp_path / "state", **settings) as live:
+        with Crowd(live, 6, {"inputs": [row]}, "/v2/models/tiny-mlp/infer") as crowd:
+            for version in (1, 2, 1):
+                before = len(crowd.statuses)
+                tools.eventually(lambda n=before: len(crowd.statuses) > n + 50, "it is busy")
+                answer = live.admin.post("/admin/models/tiny-mlp/reload", json={"version": version})
+                assert answer.status_code == 200, answer.text
+            before = len(crowd.statuses)
+            tools.eventually(lambda: len(crowd.statuses) > before + 50, "it is busy after the swap")
+        assert set(crowd.statuses) == {200}
+        assert set(crowd.versions) == {"1", "2"}
