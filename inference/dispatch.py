@@ -71,6 +71,7 @@ class Dispatcher:
         self._numbers = itertools.count(1)
         self._running: dict[int, Ticket] = {}
         self._link: WorkerLink | None = None
+        self._version = 0
         self.golden_seconds = 0.0
         """Time that golden examples have held slots."""
         self.pending_since: float | None = None
@@ -153,9 +154,10 @@ class Dispatcher:
             self._running[ticket.number] = ticket
             self._link.send(generate(ticket))
 
-    def attach(self, link: WorkerLink, ready: Ready) -> None:  # noqa: ARG002 - the contract's
+    def attach(self, link: WorkerLink, ready: Ready) -> None:
         """Begin to dispatch to a worker that is ready."""
         self._link = link
+        self._version = ready.version
         self.pump()
 
     def pause(self) -> None:
@@ -204,6 +206,8 @@ class Dispatcher:
             self.golden_seconds += self._clock() - ticket.dispatched_at
         self.pending_since = self._clock() if self._running else None
         if isinstance(message, Finished):
+            # What is said of a swap comes before the first answer of the new version.
+            ticket.version = self._version
             self._measure(ticket, message)
             self._end(ticket, message)
         else:

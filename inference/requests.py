@@ -65,6 +65,8 @@ class Ticket:
         self.state = TicketState.QUEUED
         self.permit = Permit.PASS
         """What the circuit breaker said."""
+        self.version = 0
+        """The version that answered; 0 while there is no answer."""
         self.enqueued_at = 0.0
         self.dispatched_at = 0.0
         self.answer: Finished | None = None

@@ -234,7 +234,7 @@ class FastLane:
             raise RuntimeError("an exchange ends without its request or its answer")
         host = self._service.hosts[exchange.answered_by]
         own_id = orjson.dumps(request.id) if request.id else b'"%b"' % exchange.request_id.encode()
-        head = answer_head(exchange.answered_by, host.version)
+        head = answer_head(exchange.answered_by, answer.version)
         body, json_length = host.tensors.codec.encode(
             b'%b%b,"outputs":' % (head, own_id), request, answer, ticket.offset
         )

@@ -135,14 +135,14 @@ async def model_ready(exchange: Exchange) -> None:
 async def infer(exchange: Exchange) -> None:
     """Answer ``POST /v2/models/{model}/infer``."""
     exchange.count_received(exchange.params["model"])
-    model, version = _model_of(exchange)
+    model, _ = _model_of(exchange)
     if exchange.service.hosts[model].kind is ModelKind.TENSOR:
         await infer_tensors(exchange, model)
     else:
-        await _infer_text(exchange, model, version)
+        await _infer_text(exchange, model)
 
 
-async def _infer_text(exchange: Exchange, model: str, version: int) -> None:
+async def _infer_text(exchange: Exchange, model: str) -> None:
     """Answer with a language model."""
     body = await _text_body(exchange)
     options = body.parameters
@@ -157,11 +157,10 @@ async def _infer_text(exchange: Exchange, model: str, version: int) -> None:
         output["parameters"] = {"binary_data_size": len(binary)}
     else:
         output["data"] = [answer.text]
-    serving = exchange.service.hosts[exchange.answered_by]
     content = orjson.dumps(
         {
             "model_name": exchange.answered_by,
-            "model_version": str(version if serving.model == model else serving.version),
+            "model_version": str(ticket.version),
             "id": body.id or exchange.request_id,
             "parameters": {
                 "finish_reason": answer.finish_reason,

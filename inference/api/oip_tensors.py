@@ -48,11 +48,11 @@ async def infer_tensors(exchange: Exchange, model: str) -> None:
     exchange.level = service.level_of(ticket, route.model)
     async with exchange.watch(ticket):
         await ended
-    serving = service.hosts[exchange.answered_by]
-    head = answer_head(exchange.answered_by, serving.version)
-    head += orjson.dumps(request.id or exchange.request_id) + b',"outputs":'
     if ticket.answer is None:
         raise RuntimeError("a request without an error has no answer")
+    serving = service.hosts[exchange.answered_by]
+    head = answer_head(exchange.answered_by, ticket.answer.version)
+    head += orjson.dumps(request.id or exchange.request_id) + b',"outputs":'
     payload, json_length = serving.tensors.codec.encode(head, request, ticket.answer, ticket.offset)
     await exchange.send_payload(payload, answer_headers(json_length))
 

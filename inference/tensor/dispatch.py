@@ -103,6 +103,7 @@ class TensorDispatcher:
         self.max_slots = settings.tensor_max_batch_rows
         self.codec = InferCodec((), ())
         self._model_rows = 0
+        self._version = 0
         self._numbers = itertools.count(1)
         self._in_flight: dict[int, _Batch] = {}
         self._halves: list[list[TensorTicket]] = []
@@ -208,6 +209,7 @@ class TensorDispatcher:
             tuple(map(TensorInfo.from_wire, ready.outputs)),
         )
         self._model_rows = ready.max_batch_rows
+        self._version = ready.version
         self.pump()
 
     def pause(self) -> None:
@@ -344,7 +346,7 @@ class TensorDispatcher:
         except ValueError as error:
             self._fail(batch, Failed(batch.number, "step_failed", str(error)))
             return
-        answer = BatchOutputs(arrays, done.started_at, done.ended_at)
+        answer = BatchOutputs(arrays, done.started_at, done.ended_at, self._version)
         invalid = np.asarray(done.invalid_rows, dtype=np.int64)
         offset = 0
         for ticket in batch.tickets:

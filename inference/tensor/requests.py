@@ -24,13 +24,21 @@ Shapes = tuple[tuple[int, ...], ...]
 class BatchOutputs:
     """What a batch computed, shared by the requests in it."""
 
-    __slots__ = ("_row_json", "arrays", "ended_at", "started_at")
+    __slots__ = ("_row_json", "arrays", "ended_at", "started_at", "version")
 
-    def __init__(self, arrays: list[npt.NDArray[Any]], started_at: float, ended_at: float) -> None:
+    def __init__(
+        self,
+        arrays: list[npt.NDArray[Any]],
+        started_at: float,
+        ended_at: float,
+        version: int,
+    ) -> None:
         self.arrays = arrays
         self.started_at = started_at
         """When the worker began to compute it, CLOCK_MONOTONIC seconds."""
         self.ended_at = ended_at
+        self.version = version
+        """The version that computed it, whatever serves by now."""
         self._row_json: dict[int, list[bytes]] = {}
 
     def row_json(self, index: int) -> list[bytes]:

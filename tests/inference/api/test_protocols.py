@@ -321,7 +321,7 @@ def test_every_metric_of_the_contract_is_there(live):
     assert not missing
     assert "_created" not in text
     states = [line for line in text.splitlines() if line.startswith('engine_state{model="tiny",')]
-    assert len(states) == 7
+    assert len(states) == 8
     assert sum(float(line.rpartition(" ")[2]) for line in states) == 1
 
 

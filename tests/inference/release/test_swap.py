@@ -1,6 +1,7 @@
 """Versions are swapped under load, and nobody notices."""
 
 import threading
+from collections import defaultdict
 
 import httpx
 import pytest
@@ -16,6 +17,7 @@ class Crowd:
     def __init__(self, live, clients, body=None, path="/v1/completions"):
         self.statuses = []
         self.versions = []
+        self.values = defaultdict(set)
         self._live = live
         self._path = path
         self._body = body or {"prompt": "hello", "max_tokens": 24}
@@ -28,7 +30,9 @@ class Crowd:
                 answer = client.post(self._path, json=self._body)
                 self.statuses.append(answer.status_code)
                 if "model_version" in answer.text:
-                    self.versions.append(answer.json()["model_version"])
+                    body = answer.json()
+                    self.versions.append(body["model_version"])
+                    self.values[body["model_version"]].add(str(body["outputs"][0]["data"]))
 
     def __enter__(self):
         for thread in self._threads:
@@ -60,6 +64,7 @@ def test_no_request_fails_while_versions_are_swapped(tools, own_repository, tmp_
             tools.eventually(lambda: len(crowd.statuses) > before + 12, "it is busy after the swap")
         assert set(crowd.statuses) == {200}
         assert set(crowd.versions) == {"1", "2"}
+        assert not crowd.values["1"] & crowd.values["2"], "answers name the version that gave them"
         status = live.client.get("/api/system/status").json()["models"]["tiny"]
         assert status["worker_pid"] == pid, "the same worker"
 
@@ -81,3 +86,4 @@ def test_no_tensor_request_fails_while_versions_are_swapped(tools, tmp_path):
             tools.eventually(lambda: len(crowd.statuses) > before + 50, "it is busy after the swap")
         assert set(crowd.statuses) == {200}
         assert set(crowd.versions) == {"1", "2"}
+        assert not crowd.values["1"] & crowd.values["2"], "answers name the version that gave them"
