@@ -283,6 +283,14 @@ class NvmlCollector:
             )
         if driver.get("cuda"):
             yield self._host_sample(now_seconds, "gpu_cuda_driver_version", driver["cuda"])
+        module, on_disk = driver.get("module"), driver.get("on_disk")
+        if module and on_disk:
+            yield self._host_sample(
+                now_seconds,
+                "gpu_driver_library_mismatch",
+                module != on_disk,
+                {"module": module, "library": on_disk},
+            )
 
     def _hand_over_xids(self, answer: dict[str, Any], now_seconds: float) -> None:
         for event in answer.get("xids", ()) if self._xids is not None else ():

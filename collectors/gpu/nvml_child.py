@@ -16,6 +16,7 @@ from typing import Any, TextIO
 
 from collectors.gpu.nvml_calls import NO_GPU, Note, ProgressNote, code_of
 from collectors.gpu.nvml_reader import SLOW_SECONDS, NvmlReader
+from collectors.gpu.versions import MODULE_VERSION
 
 # nvml.h, NVML_INIT_FLAG_NO_GPUS: a machine whose last GPU is gone has a driver that says so.
 _INIT_WITHOUT_GPUS = 1
@@ -31,6 +32,7 @@ class Session:
         note: where to write which call is under way.
         devices_folder: where the kernel module lists its devices.
         slow_seconds: how long slow fields are kept.
+        module_version_file: where the kernel tells the version of the driver's module.
     """
 
     def __init__(
@@ -40,11 +42,13 @@ class Session:
         *,
         devices_folder: Path = GPUS_OF_THE_DRIVER,
         slow_seconds: float = SLOW_SECONDS,
+        module_version_file: Path = MODULE_VERSION,
     ) -> None:
         self._nvml = nvml
         self._note = note
         self._folder = devices_folder
         self._slow_seconds = slow_seconds
+        self._module_version_file = module_version_file
         self._devices: frozenset[str] = frozenset()
         self._reader = self._start()
 
@@ -60,7 +64,12 @@ class Session:
         self._devices = self._listed()
         self._say("nvmlInitWithFlags")
         self._nvml.nvmlInitWithFlags(_INIT_WITHOUT_GPUS)
-        return NvmlReader(self._nvml, self._note, slow_seconds=self._slow_seconds)
+        return NvmlReader(
+            self._nvml,
+            self._note,
+            slow_seconds=self._slow_seconds,
+            module_version_file=self._module_version_file,
+        )
 
     def _listed(self) -> frozenset[str]:
         try:
@@ -104,6 +113,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--progress", type=int, help="file descriptor of the progress note")
     parser.add_argument("--slow-seconds", type=float, default=SLOW_SECONDS)
     parser.add_argument("--devices-folder", type=Path, default=GPUS_OF_THE_DRIVER)
+    parser.add_argument("--module-version-file", type=Path, default=MODULE_VERSION)
     options = parser.parse_args(arguments)
     note = None if options.progress is None else ProgressNote(options.progress)
 
@@ -111,7 +121,11 @@ def main(arguments: Sequence[str]) -> int:
         import pynvml  # noqa: PLC0415  # loading it belongs to what may fail and is reported
 
         return Session(
-            pynvml, note, devices_folder=options.devices_folder, slow_seconds=options.slow_seconds
+            pynvml,
+            note,
+            devices_folder=options.devices_folder,
+            slow_seconds=options.slow_seconds,
+            module_version_file=options.module_version_file,
         )
 
     return serve(sys.stdin, sys.stdout, start)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
 from typing import Any
 
 from collectors.gpu import nvml_signals
@@ -11,6 +12,7 @@ from collectors.gpu.nvml_calls import NO_GPU, Note, NvmlCalls, code_of, text_of
 from collectors.gpu.nvml_events import NvmlXids
 from collectors.gpu.processes import ProcessWatch
 from collectors.gpu.states import GpuState, NvmlError, gpu_state_of
+from collectors.gpu.versions import MODULE_VERSION, library_version_on_disk, module_version
 
 SLOW_SECONDS = 10.0
 """What changes only when somebody changes it is read again after this time."""
@@ -35,6 +37,7 @@ class NvmlReader:
         note: where to write which call is under way.
         monotonic: the clock that tells when slow fields are due.
         slow_seconds: how long slow fields are kept.
+        module_version_file: where the kernel tells the version of the driver's module.
     """
 
     def __init__(
@@ -44,8 +47,10 @@ class NvmlReader:
         *,
         monotonic: Callable[[], float] = time.monotonic,
         slow_seconds: float = SLOW_SECONDS,
+        module_version_file: Path = MODULE_VERSION,
     ) -> None:
         self._nvml = nvml
+        self._module_version = module_version_file
         self._calls = NvmlCalls(nvml, note)
         self._monotonic = monotonic
         self._slow_seconds = slow_seconds
@@ -164,6 +169,8 @@ class NvmlReader:
                 "version": text_of(calls.ask("nvmlSystemGetDriverVersion")),
                 "library": text_of(calls.ask("nvmlSystemGetNVMLVersion")),
                 "cuda": calls.ask("nvmlSystemGetCudaDriverVersion"),
+                "module": module_version(self._module_version),
+                "on_disk": library_version_on_disk(),
             }
             self._versions = (now, found)
         return self._versions[1]

@@ -35,7 +35,12 @@ def make_collector(tmp_path: Path) -> Iterator[Make]:
     def make(
         *, deadline_seconds: float = 10.0, xids: XidSink | None = None, **options: object
     ) -> NvmlCollector:
-        command = (*CHILD_COMMAND, "--slow-seconds=0", f"--devices-folder={tmp_path / 'gpus'}")
+        command = (
+            *CHILD_COMMAND,
+            "--slow-seconds=0",
+            f"--devices-folder={tmp_path / 'gpus'}",
+            f"--module-version-file={tmp_path / 'module_version'}",
+        )
         collector = NvmlCollector(
             "box",
             deadline_seconds=deadline_seconds,

@@ -425,6 +425,30 @@ def test_a_driver_that_refuses_says_why(
     ]
 
 
+def test_a_library_that_was_upgraded_under_the_module_is_seen_before_anything_fails(
+    fake: FakeNvml, make_collector: Make, tmp_path: Path, nvml_library: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    (tmp_path / "module_version").write_text("580.65.06\n")
+    folder = tmp_path / "lib"
+    folder.mkdir()
+    old, new, name = (
+        folder / f"libnvidia-ml.so.{version}" for version in ("580.65.06", "590.44.01", "1")
+    )
+    old.write_bytes(nvml_library.read_bytes())
+    name.symlink_to(old)
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(folder))
+    collector = make_collector()
+    host = _of(collector.collect(1000.0).samples, "host/box")
+    assert host["gpu_driver_library_mismatch"] == 0
+    new.write_bytes(old.read_bytes())
+    name.unlink()
+    name.symlink_to(new)
+    old.unlink()
+    host = _of(collector.collect(1001.0).samples, "host/box")
+    assert (host["gpu_driver_library_mismatch"], host["gpu_driver_state"]) == (1, 0)
+
+
 def test_a_driver_that_fails_later_leaves_devices_unread_and_none_healthy(
     fake: FakeNvml, make_collector: Make
 ) -> None:
