@@ -24,7 +24,7 @@ from typing import NamedTuple, Protocol
 KMSG = Path("/dev/kmsg")
 JOURNAL_COMMAND = (
     "journalctl", "--dmesg", "--follow", "--no-tail", "--since=-24h", "--output=json",
-    "--output-fields=MESSAGE,SYSLOG_FACILITY", "--quiet",
+    "--output-fields=MESSAGE,SYSLOG_FACILITY,SYSLOG_IDENTIFIER,_SOURCE_MONOTONIC_TIMESTAMP", "--quiet",
 )  # fmt: skip
 LOG_FILES = (Path("/var/log/kern.log"), Path("/var/log/messages"), Path("/var/log/syslog"))
 
@@ -178,6 +178,7 @@ class JournalReader:
         command: the command line; it must print one JSON document a line.
         kernel_only: whether to leave out what a program wrote into the kernel's log.
         monotonic: the clock that restarts are paced with.
+        boot_seconds: Unix time of the kernel's time zero.
     """
 
     def __init__(
@@ -186,8 +187,10 @@ class JournalReader:
         *,
         kernel_only: bool = True,
         monotonic: Callable[[], float] = time.monotonic,
+        boot_seconds: Callable[[], float] = _boot_seconds,
     ) -> None:
         self._command = list(command)
+        self._boot_seconds = boot_seconds
         self._kernel_only = kernel_only
         self._monotonic = monotonic
         self._process: subprocess.Popen[bytes] | None = None
@@ -267,16 +270,30 @@ class JournalReader:
             entry = json.loads(line)
             message = entry["MESSAGE"]
             text = _decode(bytes(message)) if isinstance(message, list) else str(message)
-            seconds = int(entry["__REALTIME_TIMESTAMP"]) / 1e6
+            # Of what a program wrote, journald cuts off the word before the colon.
+            if (writer := entry.get("SYSLOG_IDENTIFIER", "kernel")) != "kernel":
+                text = f"{writer}: {text}"
+            seconds, read_at = self._seconds(entry), int(entry["__REALTIME_TIMESTAMP"])
             facility = str(entry.get("SYSLOG_FACILITY", "0"))
         except (ValueError, KeyError, TypeError):
             batch.lost += 1
             return
         if self._kernel_only and facility != "0":
             return
-        self._newest = max(self._newest, seconds)
-        if seconds > self._known_until and _may_be_ours(text.encode("utf-8", errors="replace")):
+        self._newest = max(self._newest, read_at)
+        if read_at > self._known_until and _may_be_ours(text.encode("utf-8", errors="replace")):
             batch.lines.append(LogLine(text, seconds))
+
+    def _seconds(self, entry: dict[str, str]) -> float:
+        """Return when the kernel wrote a line; journald's own time is that of its reading it.
+
+        The two are far apart when journald has been started late. Only lines of this boot are asked
+        for, so that the kernel's clock can be told from ours.
+        """
+        since_boot = entry.get("_SOURCE_MONOTONIC_TIMESTAMP")
+        if since_boot is not None:
+            return self._boot_seconds() + int(since_boot) / 1e6
+        return int(entry["__REALTIME_TIMESTAMP"]) / 1e6
 
 
 class FileReader:

@@ -206,6 +206,35 @@ def test_entries_of_the_kernel(tmp_path: Path) -> None:
         reader.close()
 
 
+def test_journald_cuts_the_first_word_off_what_a_program_wrote(tmp_path: Path) -> None:
+    # As journald 252 gave it for a line written into /dev/kmsg.
+    entry = {
+        "SYSLOG_FACILITY": "1",
+        "SYSLOG_IDENTIFIER": "NVRM",
+        "MESSAGE": "Xid (PCI:0000:18:00): 14, pid=1, name=galen, test",
+        "__REALTIME_TIMESTAMP": "1795235632707335",
+    }
+    reader = _journal(tmp_path, json.dumps(entry))
+    reader._kernel_only = False
+    try:
+        assert _until(reader, 1) == ["NVRM: Xid (PCI:0000:18:00): 14, pid=1, name=galen, test"]
+    finally:
+        reader.close()
+
+
+def test_the_time_is_when_the_kernel_wrote_and_not_when_journald_read(tmp_path: Path) -> None:
+    entry = json.loads(_entry(XID, seconds=9_999.0)) | {"_SOURCE_MONOTONIC_TIMESTAMP": "2500000"}
+    reader = _journal(tmp_path, json.dumps(entry))
+    reader._boot_seconds = lambda: 1000.0
+    waiter = threading.Event()
+    try:
+        while not (lines := reader.read().lines):
+            waiter.wait(0.05)
+    finally:
+        reader.close()
+    assert lines[0].time_seconds == 1002.5
+
+
 def test_a_journal_that_ends_is_an_error_and_is_started_again(tmp_path: Path) -> None:
     now = [0.0]
     reader = _journal(tmp_path, _entry(XID, seconds=1.0), stay=False)
