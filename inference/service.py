@@ -59,6 +59,8 @@ _log = structlog.get_logger(__name__)
 TOKEN_FILE = "admin_token"  # noqa: S105 - the name of a file
 VERSION = "0.1.0"
 _DRAIN_POLL_SECONDS = 0.02
+# Long enough to differ, short enough to cost little.
+_QUESTION_TOKENS = 64
 # Spans of the last requests are sent at the end; a collector that is gone does not hold us up.
 _FLUSH_SECONDS = 2.0
 
@@ -462,7 +464,12 @@ class InferenceService:
         """Return what this replica and its peers are asked: the serving model's golden prompts."""
         metadata = self.hosts[self.serving_model].metadata()
         return [
-            Question(self.serving_model, golden.text, golden.task)
+            Question(
+                self.serving_model,
+                golden.text,
+                golden.task,
+                max_tokens=golden.max_tokens or _QUESTION_TOKENS,
+            )
             for golden in (metadata.golden if metadata is not None else ())
             if isinstance(golden, GoldenPrompt)
         ]

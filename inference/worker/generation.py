@@ -13,7 +13,7 @@ from inference.engines.decoding import DecoderContext, derive_interface
 from inference.model import DecoderMetadata, ModelFormatError, read_metadata
 from inference.worker.cache import PrefixCache
 from inference.worker.decoder import Decoder, DecoderLimits
-from inference.worker.heartbeat import HeartbeatWriter
+from inference.worker.heartbeat import HeartbeatWriter, LoadPhase
 from inference.worker.probe import check_cache, padding_problem, probe_tokens
 from inference.worker.prompts import PromptEncoder
 from inference.worker.wire import Finished, Generate, Message, Ready, Request, WireError
@@ -119,8 +119,10 @@ def load_generation(folder: Path, context: LoadContext) -> GenerationWorkload:
     interface = derive_interface(
         engine.signature, str(folder), heads=metadata.heads, head_dim=metadata.head_dim
     )
+    context.enter(LoadPhase.COMPILE)
     # Keys and values stay where the engine computes; they come to the host only to change the batch.
     steps = DecoderContext(context.faults.wrap(engine.create_context()), interface, resident=True)
+    context.enter(LoadPhase.WARM_UP)
     ids = probe_tokens(tokenizer.get_vocab_size())
     check_cache(steps, interface, ids, str(folder))
     problem = padding_problem(steps, interface, ids)

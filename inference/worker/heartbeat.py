@@ -46,6 +46,7 @@ class LoadPhase(IntEnum):
     READ = 1
     DESERIALIZE = 2
     COMPILE = 3
+    """Making a context: TensorRT for RTX compiles for the GPU then."""
     WARM_UP = 4
 
 

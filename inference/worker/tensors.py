@@ -22,7 +22,7 @@ from inference.model import GoldenTensors, ModelFormatError, TensorMetadata, rea
 from inference.tensor.datatypes import TensorInfo, datatype_of, to_array, to_buffer
 from inference.tensor.golden import difference
 from inference.worker.frames import BatchDone, RunBatch, Tensor
-from inference.worker.heartbeat import HeartbeatWriter
+from inference.worker.heartbeat import HeartbeatWriter, LoadPhase
 from inference.worker.wire import Failed, Message, Ready, Request, WireError
 from inference.worker.workload import LoadContext, load_engine
 
@@ -254,7 +254,9 @@ def load_tensors(folder: Path, context: LoadContext) -> TensorWorkload:
     if variant is not None and variant.tolerance is not None:
         tolerant = (replace(golden, tolerance=variant.tolerance) for golden in metadata.golden)
         metadata = replace(metadata, golden=tuple(tolerant))
+    context.enter(LoadPhase.COMPILE)
     execution = context.faults.wrap(engine.create_context())
     workload = TensorWorkload(metadata, engine, execution, context.heartbeat, context.clock)
+    context.enter(LoadPhase.WARM_UP)
     workload.warm_up()
     return workload
