@@ -38,6 +38,7 @@ def register(app: typer.Typer) -> None:
     """Add this command."""
     engine_app.command()(build)
     engine_app.command()(inspect)
+    engine_app.command()(variants)
     engine_app.command()(bench)
     app.add_typer(engine_app, name="engine")
 
@@ -97,6 +98,45 @@ def inspect(
         _print_lines(lines)
 
 
+def variants(
+    model: ModelArgument,
+    precision: Annotated[
+        str, typer.Option(help="Precisions, separated by commas: fp16, int8.")
+    ] = "fp16,int8",
+    out: Annotated[
+        Path | None,
+        typer.Option(file_okay=False, help="Folder.", show_default="beside the model"),
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            file_okay=False,
+            help="Folder of .npz files, each the inputs of one run; int8 activations use them.",
+        ),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Write the model in lower precisions, as MODEL.fp16.onnx and MODEL.int8.onnx."""
+    import orjson
+
+    from inference.engines.variants import make_variant, parse_precisions
+
+    made = []
+    with _told_errors():
+        for one in parse_precisions(precision):
+            _show_progress(one, f"converting {model.name}")
+            made.append(make_variant(model, one, folder=out, calibration=calibration))
+    if json:
+        print_json(orjson.dumps(made, option=orjson.OPT_INDENT_2, default=str).decode())
+        return
+    for found in made:
+        sizes = f"{_size(found.file_bytes)}, was {_size(found.original_bytes)}"
+        _print_lines([f"{found.path}  {sizes}: {found.method}"])
+    files = ", ".join(f'{found.precision} = "{found.path.name}"' for found in made)
+    _print_lines([f"for model.toml: variants = {{ {files} }}"])
+
+
 def bench(
     model: ModelArgument,
     batch: Annotated[str, typer.Option(help="Batch sizes, separated by commas.")] = "1,8,32",
@@ -107,15 +147,30 @@ def bench(
         list[str] | None,
         typer.Option(metavar="NAME=N", help="Value of a size that varies; may be repeated."),
     ] = None,
+    plan: Annotated[
+        list[Path] | None,
+        typer.Option(exists=True, help="Plan of the model, or its folder; may be repeated."),
+    ] = None,
+    drift_limit: Annotated[
+        float, typer.Option(min=0, help="Largest relative drift of what is named the fastest.")
+    ] = 0.1,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", dir_okay=False, help="Write a picture.")
+    ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Measure latency, throughput, size and memory on the engines that work here."""
+    """Compare a model, the variants beside it and plans: speed, size, memory, drift."""
+    from inference.engines.chart import write_chart
     from inference.engines.comparison import Workload, compare_engines
 
     sizes = dict(_read_size(text) for text in size or ())
-    workload = Workload(_read_batches(batch), seconds, past, threads, sizes)
+    workload = Workload(
+        _read_batches(batch), seconds, past, threads, sizes, tuple(plan or ()), drift_limit
+    )
     with _told_errors():
         found = compare_engines(model, workload, partial(_show_progress, "bench"))
+        if plot is not None:
+            write_chart(found, plot)
     if json:
         print_json(found)
     else:
@@ -229,9 +284,21 @@ def _comparison_lines(found: Comparison) -> Iterator[str]:
         what = f"one decode step after {found.past_tokens} cached tokens"
     yield f"{found.file}: {what}, {found.precision}, {found.threads} thread(s)"
     yield from _columns(
-        ("engine", "device", "batch", "p50 ms", "p99 ms", "items/s", "load s", "size", "memory"),
+        (
+            "variant",
+            "engine",
+            "device",
+            "batch",
+            "p50 ms",
+            "p99 ms",
+            "items/s",
+            "load s",
+            "size",
+            "memory",
+        ),
         (
             (
+                one.variant,
                 one.engine,
                 one.device,
                 str(one.batch),
@@ -245,6 +312,32 @@ def _comparison_lines(found: Comparison) -> Iterator[str]:
             for one in found.measurements
         ),
     )
+    if found.drifts:
+        yield ""
+        yield from _columns(
+            ("variant", "engine", "device", "drift", "max", "cosine", "top-1", "golden", "limit"),
+            (
+                (
+                    one.variant,
+                    one.engine,
+                    one.device,
+                    f"{one.drift.relative:.4f}",
+                    f"{one.drift.max_abs:.3f}",
+                    f"{one.drift.cosine:.5f}",
+                    f"{one.drift.top1_agreement:.1%}",
+                    "-"
+                    if one.drift.golden_total is None
+                    else f"{one.drift.golden_right}/{one.drift.golden_total}",
+                    "within" if one.within_limit else "beyond",
+                )
+                for one in found.drifts
+            ),
+        )
+    if (best := found.fastest) is not None:
+        yield (
+            f"fastest within a drift of {found.drift_limit:g}: {best.variant} on {best.engine} "
+            f"{best.device}, {best.speed_up:.2f} x the original on the CPU"
+        )
     for skipped in found.skipped:
         yield f"not measured: {skipped.engine}: {skipped.reason}"
 

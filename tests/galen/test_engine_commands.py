@@ -78,8 +78,8 @@ def test_bench_prints_a_row_for_each_batch_size(galen) -> None:
         "bench", str(MODEL), "--batch", "1,2", "--seconds", "0.01", "--past", "4"
     )
     assert status == 0
-    rows = [line.split() for line in out.splitlines() if line.startswith("onnxruntime")]
-    assert [row[:3] for row in rows] == [["onnxruntime", "cpu", "1"], ["onnxruntime", "cpu", "2"]]
+    rows = [line.split() for line in out.splitlines() if line.startswith("original")]
+    assert [row[1:4] for row in rows] == [["onnxruntime", "cpu", "1"], ["onnxruntime", "cpu", "2"]]
     assert "one decode step after 4 cached tokens" in out
     assert "loading" in err
 

@@ -29,7 +29,7 @@ def test_a_decoder_is_measured_on_one_step_with_a_cache(folder):
         assert one.items_per_second == one.batch
         assert one.model_bytes == (folder / "model.onnx").stat().st_size
     assert {one.engine for one in found.skipped} >= {"tensorrt", "tensorrt_rtx"}
-    assert "onnxruntime cpu: batch 3" in told
+    assert "batch 3: original on onnxruntime cpu" in told
 
 
 def test_the_feed_of_a_decoder(folder):
