@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -223,6 +223,17 @@ def test_heldout_chat_accuracy(served: Served) -> None:
     answers = served.answers([corpus.chat_prompt(e.text) for e in examples])
     right = sum(a == e.answer for a, e in zip(answers, examples, strict=True))
     assert right >= 20
+
+
+def test_the_int8_variant_is_a_third_in_size_and_answers_as_well() -> None:
+    original = load("demo-lm")
+    path = original.folder / original.metadata["variants"]["int8"]
+    assert path.stat().st_size < 0.4 * (original.folder / "model.onnx").stat().st_size
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    variant = replace(original, session=session)
+    test_golden_prompts_are_answered_exactly(variant)
+    test_heldout_sentiment_accuracy(variant)
+    test_heldout_chat_accuracy(variant)
 
 
 def test_unknown_question_gets_the_generic_reply() -> None:
