@@ -51,7 +51,7 @@ class AdmissionQueue(Generic[T]):
         slots: Requests that the engine works on together.
         clock: Seconds, monotonic.
         ageing_seconds: How much longer each lower priority waits at most before it is equal.
-        tolerance: Of the adaptive limit (`GradientOptions`); None is no adaptive limit.
+        gradient: Of the adaptive limit; None is no adaptive limit.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class AdmissionQueue(Generic[T]):
         clock: Callable[[], float],
         *,
         ageing_seconds: float = 0.5,
-        tolerance: float | None = None,
+        gradient: GradientOptions | None = None,
     ) -> None:
         self._clock = clock
         self._max_queue = max_queue
@@ -71,9 +71,8 @@ class AdmissionQueue(Generic[T]):
         self.drain_rate = DrainRate(clock)
         self.gradient: GradientLimit | None = None
         """The adaptive limit, if there is one."""
-        if tolerance is not None:
-            options = GradientOptions(tolerance=tolerance)
-            self.gradient = GradientLimit(2 * slots, max_queue + slots, clock, options)
+        if gradient is not None:
+            self.gradient = GradientLimit(2 * slots, max_queue + slots, clock, gradient)
 
     @property
     def depth(self) -> int:

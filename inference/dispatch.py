@@ -25,6 +25,7 @@ from inference.errors import (
     UnavailableError,
 )
 from inference.estimates import GenerationTime
+from inference.gradient import GradientOptions
 from inference.model import GoldenPrompt, ModelMetadata
 from inference.poison.sandbox import Numbered, numbered
 from inference.rates import retry_after
@@ -62,7 +63,7 @@ class Dispatcher:
             settings.slots,
             clock,
             ageing_seconds=settings.priority_ageing_seconds,
-            tolerance=settings.concurrency_tolerance if settings.adaptive_concurrency else None,
+            gradient=gradient_options(settings) if settings.adaptive_concurrency else None,
         )
         self.times = GenerationTime(clock)
         self.breaker: CircuitBreaker | None = None
@@ -285,6 +286,14 @@ class Dispatcher:
         where = "waiting for a slot" if ticket.state is TicketState.QUEUED else "decoding"
         error = DeadlineExceededError(f"the deadline passed while {where}", retry_after_seconds=1.0)
         self.cancel(ticket, error)
+
+
+def gradient_options(settings: InferenceSettings) -> GradientOptions:
+    """Return what the settings say about the adaptive limit."""
+    return GradientOptions(
+        tolerance=settings.concurrency_tolerance,
+        patience_seconds=settings.concurrency_patience_seconds,
+    )
 
 
 def breaker_options(settings: InferenceSettings) -> BreakerOptions:

@@ -8,47 +8,56 @@ alive by refusing everything that would correct it: one that has not been confir
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable
 
-# Weight of the newest value while many come (about the last twenty count); one that comes after a
-# pause weighs more, so that a few canaries are enough to forget a slow phase.
-_SMOOTHING = 0.1
-_MEMORY_SECONDS = 3.0
 STALE_SECONDS = 5.0
+_REMEMBERED = 32
 # Tasks whose length is remembered; the names come from model.toml, so there are a few.
 _MOST_TASKS = 64
 
 
-class Smoothed:
-    """An exponentially smoothed mean; None before the first value."""
+class Typical:
+    """The mean of the lower three quarters of what was seen lately.
 
-    __slots__ = ("_observed_at", "value")
+    One stall of the machine is seen by everything that runs at that moment; a plain or smoothed mean
+    would then refuse requests that have time enough. What was seen before `STALE_SECONDS` is
+    forgotten as soon as there is something newer, so a slow phase is forgotten after a few canaries.
+    """
+
+    __slots__ = ("_known", "_seen")
 
     def __init__(self) -> None:
-        self.value: float | None = None
-        self._observed_at = 0.0
+        self._seen: deque[tuple[float, float]] = deque(maxlen=_REMEMBERED)
+        self._known: float | None = None
 
     def observe(self, value: float, now: float) -> None:
         """Take a value."""
-        if self.value is None:
-            self.value = value
-        else:
-            pause = max(0.0, now - self._observed_at)
-            weight = max(_SMOOTHING, 1.0 - math.exp(-pause / _MEMORY_SECONDS))
-            self.value += weight * (value - self.value)
-        self._observed_at = now
+        self._seen.append((now, value))
+        self._known = None
+        while self._seen[0][0] < now - STALE_SECONDS:
+            self._seen.popleft()
+
+    @property
+    def value(self) -> float | None:
+        """The typical value; None before the first one."""
+        if self._known is None and self._seen:
+            values = sorted(value for _, value in self._seen)
+            lower = values[: max(1, math.ceil(0.75 * len(values)))]
+            self._known = sum(lower) / len(lower)
+        return self._known
 
 
 class DrainRate:
     """How many requests per second the engine finishes when it has enough to do.
 
-    Slots over the smoothed time that a request holds one (Little's law), so that it is right under
+    Slots over the typical time that a request holds one (Little's law), so that it is right under
     low load too, where counting completions would only measure the traffic.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._service = Smoothed()
+        self._service = Typical()
         self._observed_at = clock()
 
     def observe(self, service_seconds: float) -> None:
@@ -58,7 +67,7 @@ class DrainRate:
 
     @property
     def service_seconds(self) -> float | None:
-        """The mean time in a slot, however old; None before the first request."""
+        """The typical time in a slot, however old; None before the first request."""
         return self._service.value
 
     @property
@@ -84,9 +93,9 @@ class GenerationTime:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._first_token = Smoothed()
-        self._per_token = Smoothed()
-        self._tokens: dict[str, Smoothed] = {}
+        self._first_token = Typical()
+        self._per_token = Typical()
+        self._tokens: dict[str, Typical] = {}
 
     def observe(
         self, task: str, first_token_seconds: float, rest_seconds: float, tokens: int
@@ -98,7 +107,7 @@ class GenerationTime:
             self._per_token.observe(rest_seconds / (tokens - 1), now)
         if task not in self._tokens and len(self._tokens) >= _MOST_TASKS:
             return
-        self._tokens.setdefault(task, Smoothed()).observe(tokens, now)
+        self._tokens.setdefault(task, Typical()).observe(tokens, now)
 
     def seconds(self, task: str, max_tokens: int) -> float | None:
         """Return the expected time in a slot; None while unknown."""

@@ -45,6 +45,9 @@ class GradientOptions:
     """How many service times a request may take before the limit shrinks."""
     queue: float = 4.0
     """Requests that may wait at any rate; also what a calm window adds, smoothed."""
+    patience_seconds: float = 0.0
+    """A standing queue's wait that is no reason to shrink, CoDel's target: who has the time to wait
+    for that long would rather wait than be refused."""
     window_seconds: float = 0.5
     """Shortest window; it is never shorter than eight service times."""
     window_samples: int = 10
@@ -121,7 +124,10 @@ class GradientLimit:
             self.long_service_seconds = service
         else:
             self.long_service_seconds += _LONG_WEIGHT * (service - self.long_service_seconds)
-        rtt = service + self._fewest_waiting / completions_per_second
+        standing = self._fewest_waiting / completions_per_second
+        if standing <= self._options.patience_seconds:
+            standing = 0.0
+        rtt = service + standing
         if self.long_service_seconds > 2 * rtt:
             self.long_service_seconds *= _LONG_DECAY
         if self._most_inside < self._estimate / 2:

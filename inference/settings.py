@@ -195,6 +195,12 @@ class InferenceSettings(BaseModel):
         description="Service times that a request may take, waiting included, before the adaptive "
         "limit shrinks.",
     )
+    concurrency_patience_seconds: float = Field(
+        default=0.2,
+        ge=0,
+        le=600,
+        description="A lasting wait that is no reason to let fewer wait; well below the deadlines.",
+    )
     priority_ageing_seconds: float = Field(
         default=0.5,
         ge=0,

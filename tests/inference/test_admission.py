@@ -4,7 +4,8 @@ from hypothesis import strategies as st
 
 from inference.admission import AdmissionQueue
 from inference.errors import DeadlineExceededError, OverloadedError
-from inference.estimates import DrainRate, GenerationTime
+from inference.estimates import DrainRate, GenerationTime, Typical
+from inference.gradient import GradientOptions
 from inference.queueing import Priority
 from inference.rates import KeyedBuckets, TokenBucket, retry_after
 from inference.requests import GenerationRequest, Ticket
@@ -91,7 +92,7 @@ def test_a_higher_priority_takes_the_place_of_a_lower_one():
 
 def test_the_adaptive_limit_refuses_before_the_queue_is_full():
     now = [0.0]
-    queue = AdmissionQueue(100, 1, lambda: now[0], tolerance=2.0)
+    queue = AdmissionQueue(100, 1, lambda: now[0], gradient=GradientOptions())
     assert queue.limit == 101
     for number in range(60):
         queue.admit(_ticket(number), running=1)
@@ -108,7 +109,7 @@ def test_the_adaptive_limit_refuses_before_the_queue_is_full():
 
 
 def test_bounds_can_be_changed():
-    queue = _queue(max_queue=1, tolerance=2.0)
+    queue = _queue(max_queue=1, gradient=GradientOptions())
     queue.admit(_ticket(1), running=1)
     queue.max_queue, queue.slots = 2, 3
     assert (queue.max_queue, queue.slots, queue.limit) == (2, 3, 5)
@@ -214,3 +215,23 @@ def test_an_estimate_that_nothing_confirms_is_no_estimate():
     now[0] = 5.1
     assert not rate.fresh
     assert rate.wait_seconds(2, 1) == 2.0
+
+
+def test_a_stall_that_everything_running_saw_does_not_change_what_is_typical():
+    typical = Typical()
+    for _ in range(24):
+        typical.observe(0.1, 0.0)
+    for _ in range(8):
+        typical.observe(5.0, 0.0)
+    assert typical.value == pytest.approx(0.1)
+    for _ in range(24):
+        typical.observe(5.0, 0.0)
+    assert typical.value == pytest.approx(5.0, rel=0.35)
+
+
+def test_a_slow_phase_is_forgotten_after_a_canary():
+    typical = Typical()
+    for _ in range(32):
+        typical.observe(5.0, 0.0)
+    typical.observe(0.1, 6.0)
+    assert typical.value == pytest.approx(0.1)

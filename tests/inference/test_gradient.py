@@ -26,11 +26,12 @@ class Run:
 
 
 def _simulate(load, *, slots=4, service=0.05, ceiling=200, seconds=60.0, warm_up=30.0, seed=1,
-              slow_from=float("inf"), limited=True):  # fmt: skip
+              slow_from=float("inf"), limited=True, patience=0.0):  # fmt: skip
     """Run ``slots`` servers behind the limit; ``load(time)`` is in multiples of their capacity."""
     chance = random.Random(seed)
     now = 0.0
-    limit = GradientLimit(2 * slots, ceiling, lambda: now)
+    options = GradientOptions(patience_seconds=patience)
+    limit = GradientLimit(2 * slots, ceiling, lambda: now, options)
     numbers = count()
     waiting, run, running = [], Run(), 0
     events = [(0.0, next(numbers), None)]
@@ -102,6 +103,13 @@ def test_a_lasting_overload_does_not_become_the_normal_state():
     early = _simulate(lambda _: 3.0, slots=2, seconds=60.0, warm_up=30.0)
     late = _simulate(lambda _: 3.0, slots=2, seconds=600.0, warm_up=570.0)
     assert late.limits[-1] <= early.limits[-1] + 3
+
+
+@pytest.mark.parametrize("slots", [2, 8, 32])
+def test_patience_is_what_a_lasting_overload_costs_and_no_throughput(slots):
+    run = _simulate(lambda _: 3.0, slots=slots, ceiling=100 * slots, patience=0.5)
+    assert _throughput(run) >= 0.95 * slots / 0.05
+    assert 0.3 <= run.percentile(0.5) <= 1.0
 
 
 def test_it_does_not_move_while_less_than_half_is_used():
