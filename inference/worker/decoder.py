@@ -193,7 +193,7 @@ class Decoder:
             return self._fail_group(group, error)
         now = self._clock()
         logits = outputs.logits[:, -1]
-        finite = self._finite(logits)
+        finite = self._finite(logits, logits.argmax(axis=-1))
         # What a prompt leaves is cut into rows, which is done on the host.
         present = [np.asarray(array) for array in outputs.present]
         events: list[Event] = []
@@ -259,27 +259,24 @@ class Decoder:
             return [sequence.failed(error.code, str(error)) for sequence in failed]
         batch.advance(outputs.present)
         logits = outputs.logits[:, -1]
-        finite = self._finite(logits)
+        likeliest: IntArray = logits.argmax(axis=-1)
+        finite = self._finite(logits, likeliest)
         if not finite.all():
             invalid = {sequence for row, sequence in members if not finite[row]}
             self._remove(invalid, clean=False)
             events: list[Event] = [s.failed("invalid_output", _NOT_FINITE) for s in invalid]
-            return events + self._take(batch, self._choose(batch, logits))
-        return self._take(batch, self._choose(batch, logits))
+            return events + self._take(batch, self._choose(batch, logits, likeliest))
+        return self._take(batch, self._choose(batch, logits, likeliest))
 
     @staticmethod
-    def _choose(batch: Batch, logits: FloatArray) -> IntArray:
+    def _choose(batch: Batch, logits: FloatArray, likeliest: IntArray) -> IntArray:
         """Choose a token for each row; those of holes mean nothing."""
-        if not batch.any_special:
-            largest: IntArray = logits.argmax(axis=-1)
-            return largest
-        special = [(row, s) for row, s in batch.members if s.special]
-        for row, sequence in special:
-            _withhold_end(sequence, logits[row])
-        tokens: IntArray = logits.argmax(axis=-1)
-        for row, sequence in special:
-            tokens[row] = _choose_one(sequence, logits[row])
-        return tokens
+        if batch.any_special:
+            for row, sequence in batch.members:
+                if sequence.special:
+                    _withhold_end(sequence, logits[row])
+                    likeliest[row] = _choose_one(sequence, logits[row])
+        return likeliest
 
     def _take(self, batch: Batch, chosen: IntArray) -> list[Event]:
         """Give each sequence its token and say what follows from it."""
@@ -371,15 +368,15 @@ class Decoder:
             record.cache_bytes = self.cache.size_bytes
             self._heartbeat.write()
 
-    def _finite(self, logits: FloatArray) -> npt.NDArray[np.bool_]:
+    def _finite(self, logits: FloatArray, likeliest: IntArray) -> npt.NDArray[np.bool_]:
         """Say which rows of [B, vocabulary] are finite, and count a step with one that is not."""
-        # The largest value of a row is NaN or infinite if any of its values is NaN or +infinity; one
-        # of -infinity is a token that a model rules out.
-        peaks: npt.NDArray[np.bool_] = np.isfinite(logits.max(axis=-1))
-        if not peaks.all():
+        # numpy takes NaN for the largest value, so the likeliest token shows any NaN or +infinity of
+        # its row at no cost; -infinity is a token that a model rules out.
+        finite: npt.NDArray[np.bool_] = np.isfinite(logits[np.arange(len(logits)), likeliest])
+        if not finite.all():
             self._heartbeat.record.invalid_outputs += 1
             self._heartbeat.write()
-        return peaks
+        return finite
 
     # --- who is in
 
