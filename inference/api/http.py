@@ -215,12 +215,11 @@ class Exchange:
 
     async def send_event(self, data: bytes) -> None:
         """Send one server-sent event."""
-        body = b"data: " + data + b"\n\n"
-        await self._send({"type": "http.response.body", "body": body, "more_body": True})
+        await self._send({"type": "http.response.body", "body": _event(data), "more_body": True})
 
-    async def end_events(self) -> None:
-        """End the stream."""
-        await self._send({"type": "http.response.body", "body": b""})
+    async def end_events(self, *last: bytes) -> None:
+        """End the stream with these events, all in one write."""
+        await self._send({"type": "http.response.body", "body": b"".join(map(_event, last))})
 
     async def send_error(self, error: ServiceError) -> None:
         """Send an error in the protocol's shape; inside a stream as its last event."""
@@ -228,8 +227,7 @@ class Exchange:
         content = error_content(error, self.shape, self.request_id)
         if self._response_started:
             self.status = error.status
-            await self.send_event(orjson.dumps(content))
-            await self.end_events()
+            await self.end_events(orjson.dumps(content))
         else:
             await self.send_json(error.status, content, error_headers(error))
 
@@ -344,6 +342,10 @@ class Exchange:
         while (await self._receive())["type"] != "http.disconnect":
             pass
         self.service.cancel(ticket, self.answered_by)
+
+
+def _event(data: bytes) -> bytes:
+    return b"data: " + data + b"\n\n"
 
 
 def request_id_from(given: str) -> str:

@@ -296,13 +296,11 @@ async def _stream(
         if isinstance(event, Token):
             await exchange.send_event(writer.chunk(created, model, event.text, None, first=first))
         else:
-            reason = event.finish_reason
-            await exchange.send_event(writer.chunk(created, model, "", reason, first=first))
+            last = [writer.chunk(created, model, "", event.finish_reason, first=first)]
             if include_usage:
-                await exchange.send_event(writer.usage_chunk(created, model, event))
+                last.append(writer.usage_chunk(created, model, event))
+            await exchange.end_events(*last, b"[DONE]")
         first = False
-    await exchange.send_event(b"[DONE]")
-    await exchange.end_events()
 
 
 def _usage(answer: Finished) -> dict[str, Any]:
