@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from inference.api import admin, health
+from inference.api.auditing import AdminAuditor, administers
 from inference.api.bodies import RefusedBody, bounded
 from inference.api.http import (
     Receive,
@@ -51,13 +52,18 @@ class InferenceApp:
         self.service = service
         self._routes = InferenceRoutes(service)
         self._rest = _fastapi(service)
+        self._auditor = AdminAuditor(service)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
         if scope["type"] == "http" and is_inference_path(scope["path"]):
-            await self._routes(scope, receive, send)
+            serve = self._routes.__call__
         else:
-            await self._serve_rest(scope, receive, send)
+            serve = self._serve_rest
+        if scope["type"] == "http" and administers(scope):
+            await self._auditor.run(serve, scope, receive, send)
+        else:
+            await serve(scope, receive, send)
 
     async def _serve_rest(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:

@@ -19,6 +19,8 @@ import structlog
 from pydantic import SecretStr
 
 from inference.admission_metrics import AdmissionCollector
+from inference.audit import FILE as AUDIT_FILE
+from inference.audit import AuditFile, AuditLog
 from inference.canary import Canary, CanaryOutcome, Golden
 from inference.connections import ConnectionCounts
 from inference.consistency import PeerCollector, PeerWatch, Question
@@ -61,7 +63,8 @@ VERSION = "0.1.0"
 _DRAIN_POLL_SECONDS = 0.02
 # Long enough to differ, short enough to cost little.
 _QUESTION_TOKENS = 64
-# Spans of the last requests are sent at the end; a collector that is gone does not hold us up.
+# Audit lines and spans of the last requests are written at the end; a disk or a collector that is
+# gone does not hold us up.
 _FLUSH_SECONDS = 2.0
 
 
@@ -103,6 +106,14 @@ class InferenceService:
         self.admin_token = _admin_token(settings)
         self.metrics = RequestMetrics()
         self.tracing = tracing_of(settings, clock, VERSION)
+        self.audit = AuditLog(
+            AuditFile(
+                settings.state_dir / AUDIT_FILE,
+                max_bytes=settings.audit_max_bytes,
+                files=settings.audit_files,
+            )
+        )
+        self.metrics.registry.register(self.audit)
         self.connections = ConnectionCounts()
         self.metrics.registry.register(self.connections)
         self.body_bytes_in_flight = 0
@@ -169,6 +180,7 @@ class InferenceService:
         for host in self.hosts.values():
             host.bind(loop)
         self._supervisor.start()
+        self.audit.start()
         for model, canary in self.canaries.items():
             self._canary_tasks[model] = loop.create_task(canary.run())
         self.tasks = [loop.create_task(self.releases.run())]
@@ -199,6 +211,7 @@ class InferenceService:
         self._supervisor.finish()
         limit = 2 * self.settings.terminate_grace_seconds + 1.0
         await asyncio.to_thread(self._supervisor.join, limit)
+        await asyncio.to_thread(self.audit.close, _FLUSH_SECONDS)
         if self.tracing is not None:
             await asyncio.to_thread(self.tracing.export.close, _FLUSH_SECONDS)
         _log.info("service_stopped")

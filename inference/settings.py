@@ -440,6 +440,23 @@ class InferenceSettings(BaseModel):
         default=False, description="Put prompts and answers into spans. They may be personal data."
     )
 
+    # --- audit
+    audit_access: bool = Field(
+        default=False,
+        description="Write who asked which model into state_dir/audit.jsonl; calls of "
+        "administration are always written.",
+    )
+    audit_prompts: bool = Field(
+        default=False,
+        description="Write prompts and answers there too. They may be personal data.",
+    )
+    audit_max_bytes: int = Field(
+        default=16 * MIB, ge=4096, le=2**40, description="Size at which a new audit file begins."
+    )
+    audit_files: int = Field(
+        default=5, ge=1, le=1000, description="Audit files kept, the one being written included."
+    )
+
     # --- administration
     admin_token: SecretStr | None = Field(
         default=None,

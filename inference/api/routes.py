@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import structlog
 
 from inference.api import model_repository, oip, openai
+from inference.api.auditing import record_access
 from inference.api.http import Exchange, Receive, Scope, Send, Shape
 from inference.api.spans import begin, end
 from inference.connections import TOO_MANY_PER_ADDRESS
@@ -130,6 +131,7 @@ class InferenceRoutes:
             if found is None or found[0].counted:
                 exchange.finish()
                 end(exchange)
+                record_access(exchange)
 
     async def _run(self, route: Route, exchange: Exchange) -> None:
         try:
