@@ -93,7 +93,7 @@ def _engine_stages(exchange: Exchange) -> list[tuple[str, float, dict[str, Any]]
         ("prefix_cache", answer.started_at, {"galen.prefix_cache.tokens": answer.cached_tokens}),
         (
             "prefill",
-            answer.started_at,
+            answer.looked_up_at,
             {"galen.prefill.tokens": answer.prompt_tokens - answer.cached_tokens},
         ),
         ("decode", answer.prefilled_at, {"galen.decode.tokens": answer.completion_tokens}),

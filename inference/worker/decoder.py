@@ -129,6 +129,7 @@ class Decoder:
         sequence = self._sequence(request, ids)
         if not request.canary:
             self._use_known_prefix(sequence)
+        sequence.looked_up_at = self._clock()
         self._prefill.add(sequence)
         self._members_changed()
         return []

@@ -41,6 +41,7 @@ class DecoderSequence:
     """When to look at the text: for a stream's next event; always, if a stop text could end it."""
     send_at: float = ALWAYS
     """When a stream may send its next event."""
+    looked_up_at: float = 0.0
     prefilled_at: float = 0.0
     first_token_at: float = 0.0
 
@@ -83,4 +84,5 @@ class DecoderSequence:
             prefilled_at=self.prefilled_at,
             first_token_at=self.first_token_at,
             last_token_at=now,
+            looked_up_at=self.looked_up_at,
         )

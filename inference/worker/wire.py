@@ -169,6 +169,8 @@ class Finished:
     """When the prompt was computed."""
     first_token_at: float
     last_token_at: float
+    looked_up_at: float = 0.0
+    """When the prefix cache had been asked; computing the prompt began then."""
 
 
 @dataclass(frozen=True, slots=True)
