@@ -6,9 +6,20 @@ When a GPU falls off the bus, NVML's next start moves the numbers of those after
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 _MOST_DEVICES = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A device of one reading, as NVML tells it; a device that is lost tells no more than its index."""
+
+    index: int
+    uuid: str = ""
+    name: str = ""
+    pci: str = ""
 
 
 @dataclass(slots=True)
@@ -38,53 +49,69 @@ class Numbering:
         """Every GPU that has been seen and not replaced, in the order of their numbers."""
         return sorted(self._devices.values(), key=lambda device: device.number)
 
-    def begin(self) -> None:
-        """Start a reading: nothing is present until it is seen."""
+    def take(self, reading: Sequence[Seen], listed: Collection[str] = ()) -> list[Device]:
+        """Return the devices of a reading, in its order; those that are not in it are not present.
+
+        Args:
+            reading: what NVML lists.
+            listed: PCI addresses of the devices that the kernel's module has; empty when not known.
+        """
         for device in self._devices.values():
             device.present = False
+        found: dict[int, Device] = {}
+        for seen in reading:
+            if seen.uuid in self._devices:
+                found[seen.index] = self._mark(self._devices[seen.uuid], seen.index)
+        nameless = [seen for seen in reading if seen.index not in found and not seen.uuid]
+        for seen, known in zip(nameless, self._missing(nameless, listed), strict=True):
+            found[seen.index] = self._mark(known or self._add(seen), seen.index)
+        for seen in reading:
+            if seen.index not in found:
+                found[seen.index] = self._mark(self._add(seen), seen.index)
+        return [found[seen.index] for seen in reading]
 
-    def see(self, *, index: int, uuid: str, name: str, pci: str) -> Device:
-        """Return the device of a reading.
-
-        Without a UUID, which a lost device does not tell, it is the one that was last at this index.
-        """
-        device = self._devices.get(uuid) if uuid else self._last_at(index)
-        if device is None:
-            device = self._add(index, uuid or _nameless(index), name, pci)
+    def _mark(self, device: Device, index: int) -> Device:
         device.present, device.index = True, index
         return device
 
-    def at(self, index: int) -> Device | None:
-        """Return the device that NVML last had at an index."""
-        return self._last_at(index)
+    def _missing(self, nameless: Sequence[Seen], listed: Collection[str]) -> list[Device | None]:
+        """Return which of the known devices those must be that tell no UUID: the missing ones.
 
-    def _last_at(self, index: int) -> Device | None:
-        found = [device for device in self._devices.values() if device.index == index]
-        return max(found, key=lambda device: device.present, default=None)
+        NVML lists devices in the order of their addresses, so that when as many are missing as are
+        nameless, the order tells them apart. When more are missing, the kernel's list says which of
+        them are there at all; without one, those that were last at the same index are the best guess.
+        """
+        missing = [device for device in self.devices if not device.present]
+        there = [device for device in missing if device.pci in listed] or missing
+        if len(there) == len(nameless):
+            return [*sorted(there, key=lambda device: device.pci)]
+        by_index = {device.index: device for device in there}
+        return [by_index.get(seen.index) for seen in nameless]
 
-    def _add(self, index: int, uuid: str, name: str, pci: str) -> Device:
-        number = self._number_for(index, pci)
+    def _add(self, seen: Seen) -> Device:
+        number = self._number_for(seen)
         replaced = [old for old, device in self._devices.items() if device.number == number]
         for old in replaced:
             del self._devices[old]
         if len(self._devices) >= _MOST_DEVICES:
             gone = next((old for old, one in self._devices.items() if not one.present), None)
             del self._devices[gone or next(iter(self._devices))]
-        device = self._devices[uuid] = Device(number, index, uuid, name, pci)
+        uuid = seen.uuid or _placeholder(seen.index)
+        device = self._devices[uuid] = Device(number, seen.index, uuid, seen.name, seen.pci)
         return device
 
-    def _number_for(self, index: int, pci: str) -> int:
-        nameless = self._devices.get(_nameless(index))
-        if nameless is not None:  # what could not be read before is this one
-            return nameless.number
+    def _number_for(self, seen: Seen) -> int:
+        placeholder = self._devices.get(_placeholder(seen.index))
+        if placeholder is not None:  # what could not be read before is this one
+            return placeholder.number
         for device in self._devices.values():
-            if pci and device.pci == pci and not device.present:
+            if seen.pci and device.pci == seen.pci and not device.present:
                 return device.number
         taken = {device.number for device in self._devices.values()}
-        if index not in taken:
-            return index
+        if seen.index not in taken:
+            return seen.index
         return next(number for number in range(len(taken) + 1) if number not in taken)
 
 
-def _nameless(index: int) -> str:
+def _placeholder(index: int) -> str:
     return f"index-{index}"

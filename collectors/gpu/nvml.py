@@ -17,9 +17,10 @@ import structlog
 from collectors.contract import Collection, CollectorError, Sample, Support
 from collectors.entities import entity
 from collectors.gpu.killable import KILL_SECONDS, KillableChild, TooSlow
-from collectors.gpu.numbering import Device, Numbering
+from collectors.gpu.numbering import Device, Numbering, Seen
 from collectors.gpu.nvml_calls import NO_GPU
 from collectors.gpu.states import DriverState, GpuState, driver_state_of, fix_of
+from collectors.gpu.xid import pci_address
 from collectors.gpu.xid_ledger import WatchedGpu
 
 log = structlog.get_logger(__name__)
@@ -223,14 +224,13 @@ class NvmlCollector:
             *self._versions(answer.get("driver") or {}, now_seconds),
         ]
         states: dict[int, GpuState] = {}
-        self._numbering.begin()
-        for reading in answer["devices"]:
-            device = self._numbering.see(
-                index=int(reading["index"]),
-                uuid=reading["uuid"],
-                name=reading["name"],
-                pci=reading.get("pci", ""),
-            )
+        readings = answer["devices"]
+        seen = [
+            Seen(int(one["index"]), one["uuid"], one["name"], one.get("pci", ""))
+            for one in readings
+        ]
+        listed = {pci_address(name) for name in answer.get("listed", ())}
+        for device, reading in zip(self._numbering.take(seen, listed), readings, strict=True):
             state = states[device.number] = GpuState(reading.get("state", GpuState.OK))
             samples += self._device_samples(now_seconds, device, state, reading, seconds)
         for device in self._numbering.devices:

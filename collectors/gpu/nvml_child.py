@@ -58,7 +58,7 @@ class Session:
             self._say("nvmlShutdown")
             self._nvml.nvmlShutdown()
             self._reader = self._start()
-        return self._reader.read(frozenset(skip))
+        return self._reader.read(frozenset(skip)) | {"listed": sorted(self._devices)}
 
     def _start(self) -> NvmlReader:
         self._devices = self._listed()

@@ -3,15 +3,13 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collectors.gpu.numbering import Numbering
+from collectors.gpu.numbering import Numbering, Seen
 
 
 def _read(numbering: Numbering, *devices: tuple[str, str]) -> dict[str, int]:
-    numbering.begin()
-    return {
-        uuid: numbering.see(index=index, uuid=uuid, name="", pci=pci).number
-        for index, (uuid, pci) in enumerate(devices)
-    }
+    reading = [Seen(index, uuid, "", pci) for index, (uuid, pci) in enumerate(devices)]
+    found = numbering.take(reading)
+    return {seen.uuid: device.number for seen, device in zip(reading, found, strict=True)}
 
 
 def test_a_number_stays_when_an_earlier_device_goes() -> None:
@@ -35,17 +33,20 @@ def test_another_device_in_the_same_slot_takes_its_number() -> None:
     assert [device.uuid for device in numbering.devices] == ["new", "b"]
 
 
-def test_a_device_that_tells_no_uuid_is_the_one_that_was_last_there() -> None:
+def test_a_device_that_tells_no_uuid_is_the_one_that_is_missing() -> None:
     numbering = Numbering()
-    _read(numbering, ("a", "1"), ("b", "2"))
-    numbering.begin()
-    assert numbering.see(index=1, uuid="", name="", pci="").uuid == "b"
+    _read(numbering, ("a", "1"), ("b", "2"), ("c", "3"))
+    found = numbering.take([Seen(0, "a"), Seen(1), Seen(2, "c")])
+    assert [device.uuid for device in found] == ["a", "b", "c"]
+    # With the first one gone, the others have moved up.
+    found = numbering.take([Seen(0), Seen(1, "c")], listed={"2", "3"})
+    assert [device.uuid for device in found] == ["b", "c"]
+    assert [device.present for device in numbering.devices] == [False, True, True]
 
 
 def test_a_device_that_could_not_be_read_at_first_keeps_its_number() -> None:
     numbering = Numbering()
-    numbering.begin()
-    assert numbering.see(index=0, uuid="", name="", pci="").number == 0
+    assert [device.number for device in numbering.take([Seen(0)])] == [0]
     assert _read(numbering, ("a", "1")) == {"a": 0}
     assert len(numbering.devices) == 1
 

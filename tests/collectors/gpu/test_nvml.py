@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import random
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -692,3 +693,44 @@ def test_the_real_child_reports_the_missing_library() -> None:
 def test_versions_as_numbers(text: str, number: Any) -> None:
     found = version_number(text)
     assert found == number or (found is not None and math.isclose(found, number))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_happens_no_sick_device_looks_healthy_and_no_healthy_one_sick(
+    fake: FakeNvml, make_collector: Make, tmp_path: Path, seed: int
+) -> None:
+    """A random walk over faults of single devices; what the fake knows is what must be told."""
+    rng = random.Random(seed)
+    listed = [tmp_path / "gpus" / f"0000:{0x18 + slot:02x}:00.0" for slot in range(5)]
+    for slot in range(5):
+        fake.plug(slot)
+        listed[slot].touch()
+    collector = make_collector()
+    collector.collect(1000.0)
+    sick: dict[int, GpuState] = {}
+    for step in range(25):
+        slot = rng.randrange(5)
+        fault = rng.choice(["gone", "lost", "reset", "unreadable", "forbidden", "well", "well"])
+        if fault == "gone":
+            fake.gpu(slot).present, sick[slot] = 0, GpuState.GONE
+            listed[slot].unlink(missing_ok=True)
+        else:
+            if not fake.gpu(slot).present:
+                fake.plug(slot)
+            listed[slot].touch()
+            error, state = {
+                "lost": (15, GpuState.LOST),
+                "reset": (16, GpuState.RESET_REQUIRED),
+                "unreadable": (rng.choice([8, 10, 11, 17, 999]), GpuState.UNREADABLE),
+                "forbidden": (4, GpuState.UNREAD),
+                "well": (0, GpuState.OK),
+            }[fault]
+            fake.gpu(slot).index_error, sick[slot] = error, state
+        samples = collector.collect(1001.0 + step).samples
+        for number in range(5):
+            state = sick.get(number, GpuState.OK)
+            told = _gpu(samples, number)
+            assert told["gpu_state"] == state, (step, number)
+            assert (len(told) > 40) == (state is GpuState.OK)
+        well = sum(sick.get(slot, GpuState.OK) is GpuState.OK for slot in range(5))
+        assert _of(samples, "host/box")["gpu_count"] == well
