@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from inference.engines.blockwise import quantize_weights
 from inference.engines.contract import Array
 from inference.engines.offline import InputError
 from inference.engines.onnx_file import read_onnx
@@ -77,9 +78,9 @@ def make_variant(
     """Write a variant of a model.
 
     float16 converts weights and arithmetic. int8 without calibration quantizes the weights of matrix
-    products, and activations as they come; with calibration, activations by what they were on its
-    data (QDQ). Without the embedding, whose rows are looked up and not multiplied, the answers of a
-    language model stay closer to the original's.
+    products only (`inference.engines.blockwise`), which ONNX Runtime computes and TensorRT does not
+    know. With calibration it quantizes weights and activations, by what they were on its data, in the
+    form that both know (QDQ).
 
     Args:
         model: The ONNX model in float32.
@@ -134,15 +135,17 @@ def _to_fp16(model: Path, part: Path) -> str:
 
 
 def _to_int8(model: Path, part: Path) -> str:
-    from onnxruntime.quantization import QuantType, quantize_dynamic  # noqa: PLC0415
+    import onnx  # noqa: PLC0415 - an extra, and heavy
 
-    try:
-        quantize_dynamic(
-            model, part, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"]
+    converted = onnx.load(model)
+    replaced = quantize_weights(converted)
+    if not replaced:
+        raise InputError(
+            f"{model} has no matrix product with constant float32 weights",
+            fix="Give --calibration: with it every operator that has an 8-bit form is quantized.",
         )
-    except Exception as error:  # as above
-        raise InputError(f"{model} cannot be quantized: {error}") from error
-    return "int8 weights of matrix products, activations quantized as they come"
+    onnx.save(converted, part)
+    return f"int8 weights of {replaced} matrix products, for ONNX Runtime"
 
 
 def _to_qdq(model: Path, part: Path, calibration: Path) -> str:

@@ -7,6 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from inference.engines.blockwise import BLOCK, pack
 from inference.engines.chart import draw, write_chart
 from inference.engines.comparison import (
     ORIGINAL,
@@ -75,12 +76,50 @@ def test_a_variant_keeps_inputs_and_outputs_and_computes_nearly_the_same(dense, 
     assert find_variants(dense) == {precision: made.path}
     before, after = read_onnx(dense), read_onnx(made.path)
     assert (after.inputs, after.outputs) == (before.inputs, before.outputs)
-    assert after.precision == {"fp16": "float16", "int8": "int8"}[precision]
+    assert after.precision == {"fp16": "float16", "int8": "uint8"}[precision]
     feed = {"x": np.random.default_rng(2).normal(size=(16, 32)).astype(np.float32)}
     drift = measure_drift(_side(dense), _side(made.path), [feed], None)
     assert 0 < drift.relative < 0.05
     assert drift.cosine > 0.99
     assert (drift.golden_right, drift.golden_total) == (None, None)
+
+
+def test_rows_of_an_int8_batch_do_not_touch_each_other(dense):
+    context = _side(make_variant(dense, Precision.INT8).path).context
+    rows = np.random.default_rng(3).normal(size=(8, 32)).astype(np.float32)
+    alone = np.concatenate([context.run({"x": row[np.newaxis]})["y"] for row in rows])
+    loud = np.concatenate([rows, 1000 * rows])
+    np.testing.assert_allclose(context.run({"x": loud})["y"][:8], alone, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 31, 32, 33, 100])
+def test_blocks_keep_each_weight_within_half_a_step(rows):
+    matrix = np.random.default_rng(rows).normal(size=(rows, 5)).astype(np.float32)
+    matrix[:, 4] = 0.0
+    packed, scales = pack(matrix)
+    blocks = -(-rows // BLOCK)
+    assert (packed.shape, scales.shape) == ((5, blocks, BLOCK), (5 * blocks,))
+    steps = packed.astype(np.float32) - 128
+    restored = (steps * scales.reshape(5, blocks, 1)).reshape(5, -1)[:, :rows].T
+    assert np.abs(restored - matrix).max() <= 0.51 * scales.max()
+    assert not restored[:, 4].any()
+
+
+def test_a_model_without_matrix_products_needs_calibration(tmp_path):
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "w"], ["y"])],
+        "conv",
+        [info("x", TensorProto.FLOAT, ["N", 1, 8])],
+        [info("y", TensorProto.FLOAT, ["N", 1, 6])],
+        [numpy_helper.from_array(np.ones((1, 1, 3), np.float32), "w")],
+    )
+    path = tmp_path / "conv.onnx"
+    opsets = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
+    with pytest.raises(InputError, match="no matrix product") as caught:
+        make_variant(path, Precision.INT8)
+    assert "--calibration" in caught.value.fix
 
 
 def test_calibration_data_gives_integer_activations(dense, tmp_path):
