@@ -470,6 +470,9 @@ class EngineHost:
                 fresh, self.ready = self.ready is None, message
                 if self.device_fallback:
                     _log.warning("device_fallback", model=self.model, reason=self.device_fallback)
+                if message.unbatched_reason:
+                    reason = message.unbatched_reason
+                    _log.warning("decoder_not_batched", model=self.model, reason=reason)
                 if self._clear_when_ready:
                     self._clear_when_ready = False
                     self.clear_faults()

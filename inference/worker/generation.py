@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import structlog
-
 from inference.engines.contract import Engine, EngineError, Placement
 from inference.engines.decoding import DecoderContext, derive_interface
 from inference.model import DecoderMetadata, ModelFormatError, read_metadata
@@ -19,22 +17,29 @@ from inference.worker.prompts import PromptEncoder
 from inference.worker.wire import Finished, Generate, Message, Ready, Request, WireError
 from inference.worker.workload import LoadContext, load_engine
 
-_log = structlog.get_logger(__name__)
-
 _GOLDEN_MAX_TOKENS = 128
 
 
 class GenerationWorkload:
     """Continuous batching behind the worker's shell; see `Workload`."""
 
-    def __init__(self, metadata: DecoderMetadata, engine: Engine, decoder: Decoder) -> None:
+    def __init__(
+        self, metadata: DecoderMetadata, engine: Engine, decoder: Decoder, unbatched_reason: str
+    ) -> None:
+        self._unbatched_reason = unbatched_reason
         self._metadata = metadata
         self._engine = engine
         self._decoder = decoder
 
     def describe(self) -> Ready:
         """Say what was loaded."""
-        return Ready(self._metadata.version, self._engine.kind, self._engine.device, 0.0)
+        return Ready(
+            self._metadata.version,
+            self._engine.kind,
+            self._engine.device,
+            0.0,
+            unbatched_reason=self._unbatched_reason,
+        )
 
     @property
     def placement(self) -> Placement:
@@ -126,8 +131,6 @@ def load_generation(folder: Path, context: LoadContext) -> GenerationWorkload:
     ids = probe_tokens(tokenizer.get_vocab_size())
     check_cache(steps, interface, ids, str(folder))
     problem = padding_problem(steps, interface, ids)
-    if problem:
-        _log.warning("decoder_not_batched", model=metadata.name, reason=problem)
     decoder = Decoder(
         steps,
         tokenizer,
@@ -141,7 +144,7 @@ def load_generation(folder: Path, context: LoadContext) -> GenerationWorkload:
         limits=DecoderLimits(start.stream_interval_seconds, start.prefill_tokens_per_step),
     )
     decoder.pin_templates()
-    return GenerationWorkload(metadata, engine, decoder)
+    return GenerationWorkload(metadata, engine, decoder, problem)
 
 
 def _load_tokenizer(folder: Path, metadata: DecoderMetadata) -> Any:

@@ -126,6 +126,8 @@ class Ready:
     device_reason: str = ""
     """Why the two differ."""
     variant: str = ""
+    unbatched_reason: str = ""
+    """Why a language model decodes each sequence by itself; empty if it decodes them together."""
 
 
 @dataclass(frozen=True, slots=True)

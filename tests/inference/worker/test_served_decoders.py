@@ -96,6 +96,9 @@ def test_batched_and_cached_answers_are_those_of_full_recomputation(tmp_path, na
         assert answer.text == text
     assert len({answer.text for answer in answers.values()}) == len(QUESTIONS)
     assert answers[7].cached_tokens > 0
+    assert bool(workload.describe().unbatched_reason) == (
+        name in {"plain", "half precision cache", "no mask"}
+    )
 
 
 @pytest.mark.parametrize("name", ["plain", "no mask"])
@@ -107,6 +110,8 @@ def test_a_model_that_takes_no_padding_decodes_each_sequence_by_itself(tmp_path,
         workload.start(_request(number, text))
     for _ in range(6):
         workload.step()
+    reason = workload.describe().unbatched_reason
+    assert "padding" in reason or "attention_mask" in reason
     decoder = workload._decoder
     assert [batch.rows for batch in decoder._batches] == [1] * len(QUESTIONS)
     workload.cancel(1)
