@@ -246,6 +246,17 @@ def test_pipelined_requests_are_answered_in_their_order(live):
     assert bodies[3]["object"] == "list"
 
 
+def test_a_client_that_leaves_a_pipeline_frees_the_slot_of_the_request_that_runs(start, tools):
+    with start(slots=1) as live:
+        live.fault("engine_slow", step_seconds=0.1)
+        with _connect(live) as client:
+            client.sendall(_post(b'{"prompt": "hello", "max_tokens": 64}') + GET + ASK)
+            tools.eventually(lambda: live.metric("llm_active_requests") == 1, "it runs")
+        tools.eventually(lambda: live.metric("llm_active_requests") == 0, "the slot is free")
+        assert live.metric("llm_requests_cancelled_total", model="tiny") == 1
+        assert live.metric("llm_requests_received_total", model="tiny") == 1
+
+
 def test_a_pipeline_that_is_too_long_ends_after_the_answer_under_way(live):
     with _connect(live) as client:
         client.sendall(ASK + GET * 100)
