@@ -182,6 +182,12 @@ class FastProtocol(BoundedProtocol):
             super().on_header(name, value)
         super().on_headers_complete()
 
+    def _answering(self) -> RequestResponseCycle | None:
+        fast = self._fast
+        if fast is not None and fast.complete:
+            return cast("RequestResponseCycle", fast)
+        return super()._answering()
+
     def _default_lines(self) -> bytes:
         """Return uvicorn's own headers, which change once a second."""
         headers = self.server_state.default_headers

@@ -178,9 +178,9 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         self.counts.cut[error.reason] += 1
-        cycle = self._running
-        if cycle is not None and cycle.response_started and not cycle.response_complete:
-            cycle.keep_alive = False  # the answer under way is the last one
+        answering = self._answering()
+        if answering is not None:
+            answering.keep_alive = False  # the answer under way is the last one
             self.pipeline.clear()
             self.flow.pause_reading()
             return
@@ -192,6 +192,13 @@ class BoundedProtocol(HttpToolsProtocol):
         )
         self.transport.write(STATUS_LINE[error.status] + head.encode("ascii") + body)
         self.transport.close()
+
+    def _answering(self) -> RequestResponseCycle | None:
+        """Return the request that came whole, or has a part of its answer, and waits for the rest."""
+        cycle = self._running
+        if cycle is None or cycle.response_complete:
+            return None
+        return cycle if cycle.response_started or not cycle.more_body else None
 
     def _cut_slow_reader(self) -> None:
         """End a connection whose client does not read; the request on it is cancelled with it."""

@@ -5,9 +5,9 @@ its JSON, giving its bytes to the batch, writing its answer. Here a connection h
 that came whole, the batch's end calls back, and the answer is one write.
 
 Only what is plain may come this way. Anything else (a header that is not known to be harmless, a body
-in pieces, an input that does not fit, tracing) takes the ordinary way, which gives the same answers;
-a test sends the same requests both ways and compares. A request is refused here only once it was
-understood, so that nothing is counted twice.
+in pieces, an input that does not fit, tracing, an audit of access) takes the ordinary way, which gives
+the same answers; a test sends the same requests both ways and compares. A request is refused here only
+once it was understood, so that nothing is counted twice.
 """
 
 from __future__ import annotations
@@ -126,7 +126,8 @@ class FastLane:
     ) -> FastExchange | None:
         """Return an exchange for a request whose head is plain, or None."""
         service = self._service
-        if service.tracing is not None or not service.gate.anonymous:
+        watched = service.tracing is not None or service.settings.audit_access
+        if watched or not service.gate.anonymous:
             return None
         target = self._target(url)
         if target is None:

@@ -257,6 +257,14 @@ def test_a_client_that_leaves_a_pipeline_frees_the_slot_of_the_request_that_runs
         assert live.metric("llm_requests_received_total", model="tiny") == 1
 
 
+def test_what_comes_after_a_request_does_not_take_its_answer_away(live):
+    with _connect(live) as client:
+        client.sendall(ASK + b"nonsense\r\n\r\n")
+        answer = _all(client)
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert answer.count(b"HTTP/1.1 ") == 1
+
+
 def test_a_pipeline_that_is_too_long_ends_after_the_answer_under_way(live):
     with _connect(live) as client:
         client.sendall(ASK + GET * 100)
