@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from benchmarks.resilience.service import MODEL, EngineView, Service
 KINDS = ("kill", "freeze", "hang", "poison_crash", "poison_hang")
 _LOOK_SECONDS = 0.02
 _LIMIT_SECONDS = 60.0
+_REFUSAL_SECONDS = 0.9
 _VERDICT_SECONDS = 180.0
 _MARKERS = {"poison_crash": "[[crash]]", "poison_hang": "[[hang]]"}
 
@@ -38,6 +40,7 @@ class Chaos:
     draw: random.Random
     results: list[FaultResult] = field(default_factory=list)
     poisons: list[str] = field(default_factory=list)
+    _refused: bool = False
 
     def prepare(self) -> None:
         """Put the bugs into the engine that poison requests will meet."""
@@ -71,22 +74,20 @@ class Chaos:
             if not poison["investigating"] and not poison["waiting"]:
                 break
             time.sleep(0.2)
-        return sum(self._complete(text) == 422 for text in self.poisons)
+        return sum(self._complete(text)[0] == 422 for text in self.poisons)
 
     def _hurt(self, kind: str) -> FaultResult:
         before = self.service.engine()
         began = time.monotonic()
         if kind in _MARKERS:
-            text = f"{_MARKERS[kind]} {len(self.poisons)}"
-            self.poisons.append(text)
-            self._complete(text)
+            began = self._poison(f"{_MARKERS[kind]} {len(self.poisons)}")
         elif kind == "hang":
             self.service.post("/admin/faults", {"fault": "engine_hang"})
         elif before.pid is not None:
             os.kill(before.pid, signal.SIGKILL if kind == "kill" else signal.SIGSTOP)
         detected = self._wait(lambda view: not view.up or view.state == "stalled", before, began)
         recovered = self._wait(lambda view: view.up and view.pid != before.pid, None, began)
-        while recovered is not None and self._complete("are you there") != 200:
+        while recovered is not None and self._complete("are you there")[0] != 200:
             recovered = time.monotonic() - began
             if recovered > _LIMIT_SECONDS:
                 recovered = None
@@ -103,10 +104,29 @@ class Chaos:
             time.sleep(_LOOK_SECONDS)
         return None
 
-    def _complete(self, text: str) -> int:
+    def _poison(self, text: str) -> float:
+        """Send a poison request until the engine takes it; return when that was.
+
+        A service that is busy refuses it like any other request, and then nothing is hurt.
+        """
+        self.poisons.append(text)
+        until = time.monotonic() + _LIMIT_SECONDS
+        while True:
+            began = time.monotonic()
+            sent = threading.Thread(target=self._send_poison, args=(text,), daemon=True)
+            self._refused = False
+            sent.start()
+            sent.join(_REFUSAL_SECONDS)  # a refusal is quick; who is worked on may wait
+            if sent.is_alive() or not self._refused or began > until:
+                return began
+
+    def _send_poison(self, text: str) -> None:
+        status, answer = self._complete(text)
+        self._refused = status == 429 or (status == 503 and b"engine_failed" not in answer)
+
+    def _complete(self, text: str) -> tuple[int, bytes]:
         body = {"model": MODEL, "prompt": text, "max_tokens": 2}
-        status, _ = self.service.post("/v1/completions", body)
-        return status
+        return self.service.post("/v1/completions", body)
 
 
 def false_restarts(service: Service, before: int) -> int:
