@@ -167,6 +167,7 @@ def _figures(ledger: Ledger) -> dict[str, Any]:
     return {
         "requests": ledger.total,
         "statuses": {str(key): count for key, count in sorted(ledger.statuses.items())},
+        "reasons": dict(ledger.reasons.most_common()),
         "answered": round(ledger.share_ok(), 4),
         "hung": ledger.hung,
         "broken": ledger.broken,
@@ -219,6 +220,7 @@ def _print(found: dict[str, Any]) -> None:
             f"{part['broken']:>6} {times[0]:>6}ms {times[1]:>6}ms  {part['statuses']}\n"
         )
     chaos = found["chaos"]
+    out(f"\nrefusals and failures under chaos: {chaos['reasons']}\n")
     out(f"\n{'fault':<14} {'times':>5} {'detected (max)':>18} {'recovered (max)':>18}  seconds\n")
     for kind, timing in chaos["faults"].items():
         cells = [

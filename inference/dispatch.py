@@ -33,7 +33,7 @@ from inference.requests import GenerationRequest, Ticket, TicketState
 from inference.settings import InferenceSettings
 from inference.worker.frames import BatchDone
 from inference.worker.link import WorkerLink
-from inference.worker.wire import Cancel, Failed, Finished, Generate, Ready, Token
+from inference.worker.wire import Cancel, Failed, Finished, Generate, Ready, Request, Token
 
 _log = structlog.get_logger(__name__)
 
@@ -65,6 +65,7 @@ class Dispatcher:
             ageing_seconds=settings.priority_ageing_seconds,
             gradient=gradient_options(settings) if settings.adaptive_concurrency else None,
         )
+        self._max_output_tokens = settings.max_output_tokens
         self.times = GenerationTime(clock)
         self.breaker: CircuitBreaker | None = None
         if settings.circuit_breaker:
@@ -154,6 +155,26 @@ class Dispatcher:
             ticket.dispatched_at = now
             self._running[ticket.number] = ticket
             self._link.send(generate(ticket))
+
+    def control(self, metadata: ModelMetadata) -> list[Request]:
+        """Return the golden prompts as messages."""
+        return [
+            Generate(
+                number=0,
+                task=golden.task,
+                text=golden.text,
+                max_tokens=golden.max_tokens or self._max_output_tokens,
+                temperature=0.0,
+                top_p=1.0,
+                seed=0,
+                stop=[],
+                stream=False,
+                deadline=math.inf,
+                canary=True,
+            )
+            for golden in metadata.golden
+            if isinstance(golden, GoldenPrompt)
+        ]
 
     def attach(self, link: WorkerLink, ready: Ready) -> None:
         """Begin to dispatch to a worker that is ready."""
@@ -325,27 +346,6 @@ def generate(ticket: Ticket) -> Generate:
         min_tokens=request.min_tokens,
         messages=[list(message) for message in request.messages],
     )
-
-
-def golden_messages(metadata: ModelMetadata, max_tokens: int) -> list[Generate]:
-    """Build the messages of a model's golden prompts."""
-    return [
-        Generate(
-            number=0,
-            task=golden.task,
-            text=golden.text,
-            max_tokens=golden.max_tokens or max_tokens,
-            temperature=0.0,
-            top_p=1.0,
-            seed=0,
-            stop=[],
-            stream=False,
-            deadline=math.inf,
-            canary=True,
-        )
-        for golden in metadata.golden
-        if isinstance(golden, GoldenPrompt)
-    ]
 
 
 def _error_of(failure: Failed) -> ServiceError:

@@ -6,10 +6,11 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Protocol
 
 from inference.breaker import CircuitBreaker
+from inference.model import ModelMetadata
 from inference.poison.sandbox import Numbered
 from inference.worker.frames import BatchDone
 from inference.worker.link import WorkerLink
-from inference.worker.wire import Failed, Finished, Ready, Token
+from inference.worker.wire import Failed, Finished, Ready, Request, Token
 
 
 class Suspect(Protocol):
@@ -62,6 +63,10 @@ class EngineDispatcher(Protocol):
     @property
     def idle(self) -> bool:
         """Whether no user request waits or runs."""
+        ...
+
+    def control(self, metadata: ModelMetadata) -> Sequence[Request]:
+        """Return golden examples as messages: what a sandbox must survive before any suspect."""
         ...
 
     def attach(self, link: WorkerLink, ready: Ready) -> None:

@@ -11,7 +11,7 @@ from typing import Protocol, cast
 
 import structlog
 
-from inference.dispatch import Dispatcher, TicketListener, golden_messages
+from inference.dispatch import Dispatcher, TicketListener
 from inference.dispatch_contract import EngineDispatcher, Suspect
 from inference.errors import ConflictError, InvalidRequestError, NotFoundError, UnavailableError
 from inference.model import ModelFormatError, ModelKind, ModelMetadata
@@ -345,7 +345,7 @@ class EngineHost:
         )
         return Sandbox(
             lambda: LaunchedWorker(start, nice=_SANDBOX_NICE),
-            [numbered(item) for item in golden_messages(metadata, settings.max_output_tokens)],
+            [numbered(item) for item in self.dispatcher.control(metadata)],
             limits,
             self._clock,
         )

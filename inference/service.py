@@ -123,7 +123,10 @@ class InferenceService:
         self.gate = Gate(settings, clock, wall_clock)
         self._meter = PressureMeter()
         self.poison = PoisonGuard(
-            settings, lambda case: self.hosts[case.model].sandbox(case.version), wall_clock
+            settings,
+            lambda case: self.hosts[case.model].sandbox(case.version),
+            lambda model: self.hosts[model].up,
+            wall_clock,
         )
         self.metrics.registry.register(PoisonCollector(self.poison))
         self.hosts = {model: self._make_host(model) for model in settings.models}

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import random
+import re
 import threading
 import time
 from collections import Counter
@@ -20,6 +21,7 @@ HUNG_SECONDS = 30.0
 # What a client may be told: an answer, or a refusal that says why.
 CLEAN = frozenset({200, 422, 429, 503, 504})
 _CONNECTIONS = 256
+_REASON = re.compile(rb'"reason": ?"(\w+)"')
 _OTHER_SHARE = 0.2
 _STREAM_SHARE = 0.25
 _WORDS = (
@@ -35,6 +37,8 @@ class Ledger:
     statuses: Counter[int] = field(default_factory=Counter)
     other_statuses: Counter[int] = field(default_factory=Counter)
     """Of the model that is not hurt."""
+    reasons: Counter[str] = field(default_factory=Counter)
+    """Of refusals and failures, as the service names them."""
     stream_errors: int = 0
     """Streams that began and ended with an error event: a clean end."""
     hung: int = 0
@@ -123,6 +127,7 @@ class Traffic(threading.Thread):
             ledger.stream_errors += b'"error"' in answer
         else:
             ledger.refusal_seconds.append(seconds)
+            ledger.reasons[_reason(answer)] += 1
 
     async def _exchange(self, body: bytes) -> tuple[int, bytes]:
         reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
@@ -142,3 +147,9 @@ class Traffic(threading.Thread):
             writer.close()
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
+
+
+def _reason(answer: bytes) -> str:
+    """Return why an answer is no success."""
+    found = _REASON.search(answer)
+    return found[1].decode() if found else "unnamed"

@@ -34,6 +34,7 @@ class PoisonGuard:
         self,
         settings: InferenceSettings,
         make_trial: Callable[[Case], Trial],
+        serving: Callable[[str], bool],
         wall_clock: Callable[[], float],
     ) -> None:
         self.quarantine = Quarantine(
@@ -48,6 +49,7 @@ class PoisonGuard:
             make_trial if settings.sandbox else None,
             max_trials=settings.sandbox_trials,
             limit_seconds=settings.sandbox_seconds,
+            serving=serving,
         )
 
     def check(self, request: Identified, model: str, version: int) -> None:

@@ -17,6 +17,8 @@ _log = structlog.get_logger(__name__)
 
 # Investigations that may wait; suspects beyond that stay suspended until their time is over.
 _MAX_WAITING = 8
+_RETURN_SECONDS = 10.0
+_RETURN_LOOKS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +43,13 @@ class Investigator:
         *,
         max_trials: int,
         limit_seconds: float,
+        serving: Callable[[str], bool] = lambda _model: True,
     ) -> None:
         self._quarantine = quarantine
         self._make_trial = make_trial
         self._max_trials = max_trials
         self._limit_seconds = limit_seconds
+        self._serving = serving
         self._cases: asyncio.Queue[Case] = asyncio.Queue(_MAX_WAITING)
         self.trials: Counter[str] = Counter()
         """Trials by outcome: ``survived`` or ``died``."""
@@ -89,6 +93,7 @@ class Investigator:
         make_trial = self._make_trial
         if make_trial is None:
             return
+        await self._let_it_return(case.model)
         search = Bisection(tuple(case.suspects.items()), self._max_trials)
         trial = make_trial(case)
         try:
@@ -105,6 +110,13 @@ class Investigator:
         finally:
             await trial.close()
         self._conclude(case, search.verdict(), search.trials, reason)
+
+    async def _let_it_return(self, model: str) -> None:
+        """Wait a while for the engine that went down: its return must not compete with trials."""
+        for _ in range(_RETURN_LOOKS):
+            if self._serving(model):
+                return
+            await asyncio.sleep(_RETURN_SECONDS / _RETURN_LOOKS)
 
     async def _try_all(self, search: Bisection[tuple[str, Numbered]], trial: Trial) -> None:
         while search.group is not None:

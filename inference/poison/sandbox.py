@@ -92,6 +92,8 @@ class Sandbox:
             SandboxError: the worker does not start.
             ControlFailedError: not even golden prompts let it live.
         """
+        if not self._control:
+            raise SandboxError("there are no golden examples to compare the suspects with")
         if self._run is None:
             self._run = await self._start()
             if not await self._run.answer(self._control):

@@ -28,17 +28,18 @@ from inference.errors import (
     ServiceError,
     UnavailableError,
 )
+from inference.model import GoldenTensors, ModelMetadata
 from inference.poison.sandbox import Numbered, numbered
 from inference.requests import TicketState
 from inference.settings import InferenceSettings
 from inference.tensor.codec import InferCodec
 from inference.tensor.costs import BatchCost, HoldPolicy, WaitingRows
-from inference.tensor.datatypes import TensorInfo, to_array
+from inference.tensor.datatypes import TensorInfo, to_array, to_buffer
 from inference.tensor.line import TensorLine
 from inference.tensor.requests import BatchOutputs, TensorTicket
 from inference.worker.frames import BatchDone, RunBatch, Tensor
 from inference.worker.link import WorkerLink
-from inference.worker.wire import Failed, Finished, Ready, Token
+from inference.worker.wire import Failed, Finished, Ready, Request, Token
 
 _log = structlog.get_logger(__name__)
 
@@ -200,6 +201,24 @@ class TensorDispatcher:
             self._dispatch(tickets, self._link)
 
     # --- the worker's life
+
+    def control(self, metadata: ModelMetadata) -> list[Request]:
+        """Return the golden examples as batches."""
+        batches: list[Request] = []
+        for golden in metadata.golden:
+            if not isinstance(golden, GoldenTensors):
+                continue
+            arrays = [
+                np.asarray(golden.inputs[info.name], dtype=info.datatype.dtype)
+                for info in self.inputs
+            ]
+            tensors = [
+                Tensor(info.datatype, array.shape, [to_buffer(array)])
+                for info, array in zip(self.inputs, arrays, strict=True)
+            ]
+            if tensors:
+                batches.append(RunBatch(0, len(arrays[0]), math.inf, tensors, canary=True))
+        return batches
 
     def attach(self, link: WorkerLink, ready: Ready) -> None:
         """Begin to dispatch to a worker that is ready."""
