@@ -3,8 +3,10 @@
 import json
 import time
 
+import numpy as np
 import pytest
 
+from inference.demo.tensors import write_tiny_mlp
 from inference.engines.contract import EngineLoadError
 from inference.model import read_metadata
 from inference.worker.faults import FaultInjector
@@ -204,3 +206,44 @@ def test_a_plan_that_is_not_the_one_that_was_built_says_so_in_health_and_log(
         assert live.client.get("/health/live").status_code == 200
         assert _error(live.complete())["code"] == "model_unavailable"
     assert "SHA-256 differs" in capfd.readouterr().out
+
+
+def test_a_tensor_model_meets_the_same_faults_in_the_same_way(tools, tmp_path):
+    root = tmp_path / "models"
+    folder = write_tiny_mlp(root)
+    golden = read_metadata(folder).golden[0]
+    (rows,) = golden.inputs.values()
+    (expected,) = golden.outputs.values()
+    body = {
+        "inputs": [
+            {
+                "name": "x",
+                "datatype": "FP32",
+                "shape": list(np.shape(rows)),
+                "data": np.ravel(rows).tolist(),
+            }
+        ]
+    }
+    settings = {
+        "engine": "fake_tensorrt",
+        "models": ("tiny-mlp",),
+        "canary_interval_seconds": 600.0,
+    }
+    faults = folder / "fake_device.json"
+    with tools.run_service(root, tmp_path / "state", **settings) as live:
+
+        def infer():
+            return live.client.post("/v2/models/tiny-mlp/infer", json=body)
+
+        found = infer().json()["outputs"][0]["data"]
+        np.testing.assert_allclose(found, np.ravel(expected), rtol=1e-4, atol=1e-4)
+        for kind, code in (
+            ("out_of_memory", "memory_limit"),
+            ("execute_false", "engine_failed"),
+            ("nan_output", "engine_failed"),
+        ):
+            faults.write_text(json.dumps([{"kind": kind}]), encoding="utf-8")
+            answer = infer()
+            assert answer.status_code in {500, 503}, answer.text
+            assert answer.json()["code"] == code
+            assert infer().status_code == 200
