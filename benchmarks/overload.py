@@ -1,6 +1,6 @@
 """Three times the load that a server can carry, open loop: the service, mosec and LitServe.
 
-``python -m benchmarks overload -- --peers mosec,litserve --rounds 3``
+``python -m benchmarks overload -- --peers mosec,mosec-tuned,litserve``
 
 On the costly model. Each server's capacity is measured first, by a closed loop of 64 connections;
 its best rate of answers within the deadline is the peak. Then requests arrive by a Poisson process,
@@ -29,7 +29,7 @@ from benchmarks.serving.loadgen import Summary
 from benchmarks.serving.models import ModelUnderTest, write_models
 from benchmarks.serving.processes import Server, ServerError, serve
 
-_DEFAULT_PEERS = "mosec,litserve"
+_DEFAULT_PEERS = "mosec,mosec-tuned,litserve"
 _CAPACITY_CONNECTIONS = 64
 _ROOT = Path(__file__).parents[1]
 

@@ -30,7 +30,7 @@ def interpreter(contestant: Contestant, cache: Path) -> Path:
         return Path(sys.executable)
     wanted = [*contestant.requirements, *(_same(name) for name in ("onnxruntime", "numpy"))]
     digest = hashlib.sha256("\n".join(wanted).encode()).hexdigest()[:12]
-    folder = cache / f"{contestant.name}-{digest}"
+    folder = cache / f"{contestant.requirements[0].partition('==')[0]}-{digest}"
     python = folder / "bin" / "python"
     if not python.exists():
         sys.stderr.write(f"installing {', '.join(wanted)} into {folder}\n")
@@ -46,7 +46,8 @@ def installed(contestant: Contestant, python: Path) -> str:
     """Return the version that is measured."""
     if contestant.name == OURS:
         return metadata.version("galen")
-    program = f"from importlib.metadata import version; print(version({contestant.name!r}))"
+    package = contestant.requirements[0].partition("==")[0]
+    program = f"from importlib.metadata import version; print(version({package!r}))"
     found = subprocess.run([python, "-c", program], check=True, capture_output=True, text=True)
     return found.stdout.strip()
 
