@@ -66,7 +66,7 @@ def test_even_a_version_as_slow_as_allowed_is_seldom_sent_back():
         ({"errors": 1.0}, RollbackReason.ERRORS, 20),
         ({"errors": 0.3}, RollbackReason.ERRORS, 45),
         ({"slow": 2.0}, RollbackReason.LATENCY, 45),
-        ({"slow": 1.6}, RollbackReason.LATENCY, 155),
+        ({"slow": 1.6}, RollbackReason.LATENCY, 45),
     ],
 )
 def test_bad_versions_are_found_and_soon(new, reason, typical):
