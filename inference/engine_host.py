@@ -192,8 +192,13 @@ class EngineHost:
 
     @property
     def version(self) -> int:
-        """The version that serves, or that will once it is loaded."""
-        return self.ready.version if self.ready else self._repository.active(self.model)
+        """The version that serves, or that will once it is loaded; the last one if none is left."""
+        if self.ready:
+            return self.ready.version
+        try:
+            return self._repository.active(self.model)
+        except NotFoundError:
+            return self._repository.choice(self.model) or 0
 
     def heartbeat(self) -> Heartbeat:
         """Return the worker's newest record; an empty one without a worker."""

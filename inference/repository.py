@@ -139,8 +139,10 @@ class ModelRepository:
         return ""
 
     def describe(self, model: str) -> list[VersionInfo]:
-        """Return the versions with what is known about them."""
+        """Return the versions with what is known about them; none if the folder is gone."""
         state = self._model(model)
+        if not (self.root / model).is_dir():
+            return []
         return [
             VersionInfo(number, number == state.active, state.quarantined.get(number))
             for number in self.versions(model)
