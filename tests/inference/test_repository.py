@@ -93,8 +93,8 @@ def test_installing_keeps_what_is_there(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("layers = 2", "", "lacks the key 'layers'"),
-        ("layers = 2", 'layers = "two"', "invalid literal"),
+        ("\nversion = 1", "", "lacks the key 'version'"),
+        ("\nversion = 1", '\nversion = "two"', "invalid literal"),
         ("<|chat|>{text}", "<|chat|>", "lacks {text}"),
         ("[prompts]", "[prompts", "model.toml"),
     ],
