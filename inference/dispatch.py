@@ -14,7 +14,8 @@ from collections.abc import Callable, Collection
 import structlog
 
 from inference.admission import AdmissionQueue, displaced
-from inference.breaker import BreakerOptions, BreakerState, CircuitBreaker, Outcome, Permit
+from inference.breaker import Outcome
+from inference.breaking import ask_breaker, make_breaker
 from inference.errors import (
     ClientGoneError,
     DeadlineExceededError,
@@ -22,13 +23,11 @@ from inference.errors import (
     InvalidRequestError,
     MemoryLimitError,
     ServiceError,
-    UnavailableError,
 )
 from inference.estimates import GenerationTime
 from inference.gradient import GradientOptions
 from inference.model import GoldenPrompt, ModelMetadata
 from inference.poison.sandbox import Numbered, numbered
-from inference.rates import retry_after
 from inference.requests import GenerationRequest, Ticket, TicketState
 from inference.settings import InferenceSettings
 from inference.worker.frames import BatchDone
@@ -67,9 +66,7 @@ class Dispatcher:
         )
         self._max_output_tokens = settings.max_output_tokens
         self.times = GenerationTime(clock)
-        self.breaker: CircuitBreaker | None = None
-        if settings.circuit_breaker:
-            self.breaker = CircuitBreaker(breaker_options(settings), clock, self._breaker_moved)
+        self.breaker = make_breaker(model, settings, clock)
         self._numbers = itertools.count(1)
         self._running: dict[int, Ticket] = {}
         self._link: WorkerLink | None = None
@@ -115,7 +112,7 @@ class Dispatcher:
         now = ticket.enqueued_at = self._clock()
         if request.deadline <= now:
             raise DeadlineExceededError("the deadline passed before the request was admitted")
-        ticket.permit = self._ask_breaker(request)
+        ticket.permit = ask_breaker(self.breaker, self._model, canary=request.canary)
         try:
             expected = self.times.seconds(request.task, max_tokens)
             leaves = self.queue.admit(ticket, self.running, expected)
@@ -236,26 +233,6 @@ class Dispatcher:
             self._end(ticket, _error_of(message))
         self.pump()
 
-    @property
-    def refusing(self) -> bool:
-        """Whether the circuit breaker would refuse a user's request now."""
-        return self.breaker is not None and self.breaker.refusing
-
-    def _ask_breaker(self, request: GenerationRequest) -> Permit:
-        """Return the breaker's permit; canaries pass in any case, and may be its probe."""
-        if self.breaker is None:
-            return Permit.PASS
-        permit = self.breaker.ask()
-        if permit is Permit.REFUSED:
-            if request.canary:
-                return Permit.PASS
-            raise UnavailableError(
-                f"{self._model} failed too often and is given a pause",
-                reason="circuit_open",
-                retry_after_seconds=retry_after(self.breaker.retry_after_seconds),
-            )
-        return permit
-
     def _end(self, ticket: Ticket, event: Finished | ServiceError) -> None:
         """End a ticket, once, and tell everybody who counts."""
         if ticket.state is TicketState.DONE:
@@ -294,15 +271,6 @@ class Dispatcher:
         if self.breaker is not None:
             self.breaker.record(ticket.permit, outcome)
 
-    def _breaker_moved(self, before: BreakerState, after: BreakerState, reason: str) -> None:
-        _log.warning(
-            "circuit_breaker_changed",
-            model=self._model,
-            before=before.value,
-            after=after.value,
-            reason=reason,
-        )
-
     def _expire(self, ticket: Ticket) -> None:
         where = "waiting for a slot" if ticket.state is TicketState.QUEUED else "decoding"
         error = DeadlineExceededError(f"the deadline passed while {where}", retry_after_seconds=1.0)
@@ -314,16 +282,6 @@ def gradient_options(settings: InferenceSettings) -> GradientOptions:
     return GradientOptions(
         tolerance=settings.concurrency_tolerance,
         patience_seconds=settings.concurrency_patience_seconds,
-    )
-
-
-def breaker_options(settings: InferenceSettings) -> BreakerOptions:
-    """Return what the settings say about circuit breakers."""
-    return BreakerOptions(
-        settings.breaker_window_seconds,
-        settings.breaker_least_requests,
-        settings.breaker_failure_share,
-        settings.breaker_open_seconds,
     )
 
 

@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import structlog
 
-from inference.breaker import CircuitBreaker
+from inference.breaker import Outcome, Permit
+from inference.breaking import ask_breaker, make_breaker
 from inference.errors import (
     ClientGoneError,
     DeadlineExceededError,
@@ -116,7 +117,9 @@ class TensorDispatcher:
         self._sweep_at = math.inf
         self.pending_since: float | None = None
         """Since when the worker has had work without a break; read by the supervisor's thread."""
-        self.breaker: CircuitBreaker | None = None
+        self.breaker = make_breaker(model, settings, clock)
+        self._probe: TensorTicket | None = None
+        """The request by which the breaker finds out whether the engine is back."""
         self.golden_seconds = 0.0
 
     # --- what it says
@@ -159,6 +162,7 @@ class TensorDispatcher:
 
         Raises:
             OverloadedError: admission refuses it.
+            UnavailableError: the circuit breaker is open.
             RequestTooLargeError: it has more rows than a batch.
             DeadlineExceededError: it arrived too late.
         """
@@ -171,7 +175,14 @@ class TensorDispatcher:
                 f"the request has {ticket.rows} rows; {self._model} takes {limit} at once",
                 reason="too_many_rows",
             )
-        self.queue.admit(ticket, self._running_rows, limit, now)
+        permit = ask_breaker(self.breaker, self._model, canary=ticket.canary)
+        if permit is Permit.PROBE:
+            self._probe = ticket
+        try:
+            self.queue.admit(ticket, self._running_rows, limit, now)
+        except ServiceError as error:
+            self._settle_probe(ticket, error)
+            raise
         self._newest_at = now
         if ticket.deadline < self._sweep_at:
             self._arm_sweep(ticket.deadline, now)
@@ -186,7 +197,7 @@ class TensorDispatcher:
         """
         if ticket.state is TicketState.QUEUED:
             self.queue.remove(ticket)
-        ticket.finish(error or ClientGoneError("the client closed the connection"))
+        self._finish(ticket, error or ClientGoneError("the client closed the connection"))
 
     def pump(self) -> None:
         """Send the worker what it should have now."""
@@ -329,7 +340,7 @@ class TensorDispatcher:
             return True
         if ticket.deadline > now:
             return False
-        ticket.finish(_late("waiting for a batch"))
+        self._finish(ticket, _late("waiting for a batch"))
         return True
 
     def _dispatch(self, tickets: list[TensorTicket], link: WorkerLink) -> None:
@@ -378,7 +389,9 @@ class TensorDispatcher:
                     reason="invalid_output",
                     retry_after_seconds=1.0,
                 )
-            ticket.finish(failure)
+            self._finish(ticket, failure)
+        valid = len(invalid) < batch.rows
+        self._record(Outcome.SUCCESS if valid else Outcome.FAILURE)
 
     def _fail(self, batch: _Batch, failure: Failed) -> None:
         """End the requests of a batch that failed; one bad row must not take the others along."""
@@ -389,7 +402,9 @@ class TensorDispatcher:
             self.stats.splits += 1
             return
         for ticket in waiting:
-            ticket.finish(_error_of(failure))
+            self._finish(ticket, _error_of(failure))
+        if waiting and isinstance(_error_of(failure), EngineFailedError):
+            self._record(Outcome.FAILURE)
 
     def _after_loss(
         self,
@@ -408,7 +423,32 @@ class TensorDispatcher:
             self.queue.requeue(ticket)
             return
         message = f"the engine failed: {reason}"
-        ticket.finish(EngineFailedError(message, retry_after_seconds=retry_after_seconds))
+        self._finish(ticket, EngineFailedError(message, retry_after_seconds=retry_after_seconds))
+        self._record(Outcome.FAILURE)
+
+    # --- the circuit breaker
+
+    def _finish(self, ticket: TensorTicket, error: ServiceError | None) -> None:
+        """End a request, and let the breaker learn from it if it was the probe."""
+        if self._probe is ticket and ticket.state is not TicketState.DONE:
+            self._settle_probe(ticket, error)
+        ticket.finish(error)
+
+    def _settle_probe(self, ticket: TensorTicket, error: ServiceError | None) -> None:
+        if self.breaker is None or self._probe is not ticket:
+            return
+        self._probe = None
+        outcome = Outcome.UNKNOWN
+        if error is None:
+            outcome = Outcome.SUCCESS
+        elif isinstance(error, EngineFailedError):
+            outcome = Outcome.FAILURE
+        self.breaker.record(Permit.PROBE, outcome)
+
+    def _record(self, outcome: Outcome) -> None:
+        """Take the outcome of a batch, or of a request that was lost with a worker."""
+        if self.breaker is not None:
+            self.breaker.record(Permit.PASS, outcome)
 
     # --- deadlines
 

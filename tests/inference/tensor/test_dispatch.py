@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from inference.breaker import BreakerState
 from inference.errors import (
     ClientGoneError,
     DeadlineExceededError,
@@ -376,3 +377,50 @@ def test_a_paused_dispatcher_keeps_what_waits():
     case.dispatcher.attach(case.link, READY)
 
     assert case.sizes == [1]
+
+
+def _paused(**settings):
+    """A model whose circuit breaker is open."""
+    case = _Case(breaker_least_requests=2, breaker_open_seconds=0.1, **settings)
+    for number in (1, 2):
+        case.arrive(f"bad{number}")
+        case.dispatcher.receive(Failed(number, "step_failed", "no"))
+    assert case.dispatcher.breaker.state is BreakerState.OPEN
+    return case
+
+
+def test_an_engine_that_fails_most_of_the_time_is_given_a_pause():
+    case = _paused()
+    with pytest.raises(UnavailableError) as refusal:
+        case.submit("user")
+    assert refusal.value.reason == "circuit_open"
+    assert case.submit("canary", canary=True)
+
+
+def test_one_probe_decides_and_its_failure_doubles_the_pause():
+    case = _paused()
+    case.loop.advance(0.11)
+    case.arrive("probe")
+    with pytest.raises(UnavailableError):
+        case.submit("user")
+    case.dispatcher.receive(Failed(3, "step_failed", "no"))
+    case.loop.advance(0.11)
+    assert case.dispatcher.breaker.state is BreakerState.OPEN
+    case.loop.advance(0.11)
+    assert case.dispatcher.breaker.state is BreakerState.HALF_OPEN
+
+
+def test_an_answered_probe_closes_the_breaker():
+    case = _paused()
+    case.loop.advance(0.11)
+    case.arrive("probe")
+    case.answer(3)
+    assert case.ended["probe"] == [2.0, 2.0]
+    assert case.dispatcher.breaker.state is BreakerState.CLOSED
+
+
+def test_a_probe_whose_client_leaves_makes_room_for_the_next():
+    case = _paused()
+    case.loop.advance(0.11)
+    case.dispatcher.cancel(case.submit("gone"))
+    assert case.submit("next")
