@@ -108,18 +108,25 @@ class AdmissionQueue(Generic[T]):
         if self.gradient is not None:
             self.gradient.set_bounds(2 * slots, max_queue + slots)
 
-    def admit(self, ticket: T, running: int, service_seconds: float | None = None) -> T | None:
+    def admit(
+        self,
+        ticket: T,
+        running: int,
+        service_seconds: float | None = None,
+        soonest_seconds: float | None = None,
+    ) -> T | None:
         """Put a ticket into the line; return the one that had to leave for it, if any.
 
         Args:
             ticket: Who asks.
             running: Requests that hold a slot.
             service_seconds: How long this one will probably hold a slot; None while unknown.
+            soonest_seconds: How long it takes at least; None while unknown.
 
         Raises:
             OverloadedError: there is no room, or not enough time after the wait; with the time
                 after which there should be.
-            DeadlineExceededError: the deadline is too short even for an idle engine.
+            DeadlineExceededError: the deadline is too short for any answer.
         """
         if ticket.canary:
             if len(self._canaries) >= _CANARY_LANE:
@@ -129,7 +136,7 @@ class AdmissionQueue(Generic[T]):
         ahead = self._users.ahead_of(ticket.priority) + max(0, running - self._slots + 1)
         wait = self.drain_rate.wait_seconds(ahead, self._slots)
         if wait is not None and self.drain_rate.fresh:
-            self._check_time(ticket, wait, service_seconds or 0.0)
+            self._check_time(ticket, wait, service_seconds or 0.0, soonest_seconds or 0.0)
         leaves = self._make_room(ticket, running, wait)
         self._users.push(ticket)
         return leaves
@@ -161,21 +168,24 @@ class AdmissionQueue(Generic[T]):
             return False
         return True
 
-    def _check_time(self, ticket: T, wait: float, service: float) -> None:
-        """Refuse what cannot finish in time."""
+    def _check_time(self, ticket: T, wait: float, service: float, soonest: float) -> None:
+        """Refuse what cannot finish in time.
+
+        Where nobody waits, one is let through unless any answer at all would be too late: real work
+        corrects an estimate that has become wrong, and shows everybody how slow the engine is.
+        """
         remaining = ticket.deadline - self._clock()
-        if wait + service <= remaining:
-            return
-        if service > remaining:
+        if soonest > remaining:
             raise DeadlineExceededError(
-                f"an answer takes about {service:.2f} s; the deadline leaves {remaining:.2f} s",
+                f"an answer takes {soonest:.2f} s at least; the deadline leaves {remaining:.2f} s",
                 reason="deadline_unreachable",
             )
-        raise OverloadedError(
-            f"the wait of about {wait:.2f} s is longer than the deadline allows",
-            reason="deadline_unreachable",
-            retry_after_seconds=retry_after(wait),
-        )
+        if self.depth > 0 and wait + service > remaining:
+            raise OverloadedError(
+                f"the wait of about {wait:.2f} s is longer than the deadline allows",
+                reason="deadline_unreachable",
+                retry_after_seconds=retry_after(wait),
+            )
 
     def _make_room(self, ticket: T, running: int, wait: float | None) -> T | None:
         """Return the ticket that leaves for this one, or None where there is room."""

@@ -115,7 +115,7 @@ class Dispatcher:
         ticket.permit = ask_breaker(self.breaker, self._model, canary=request.canary)
         try:
             expected = self.times.seconds(request.task, max_tokens)
-            leaves = self.queue.admit(ticket, self.running, expected)
+            leaves = self.queue.admit(ticket, self.running, expected, self.times.soonest_seconds)
         except ServiceError:
             self._record(ticket, Outcome.UNKNOWN)
             raise

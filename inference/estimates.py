@@ -109,6 +109,11 @@ class GenerationTime:
             return
         self._tokens.setdefault(task, Typical()).observe(tokens, now)
 
+    @property
+    def soonest_seconds(self) -> float | None:
+        """How long any answer takes once it has a slot: to its first token; None while unknown."""
+        return self._first_token.value
+
     def seconds(self, task: str, max_tokens: int) -> float | None:
         """Return the expected time in a slot; None while unknown."""
         first = self._first_token.value

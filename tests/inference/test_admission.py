@@ -50,14 +50,30 @@ def test_without_a_measurement_nothing_is_predicted():
         queue.admit(_ticket(number, deadline=0.001), running=1)
 
 
-def test_what_takes_longer_than_its_deadline_is_refused_without_a_wait():
+def test_a_deadline_that_is_too_short_for_any_answer_is_told_at_once():
     queue = _queue()
     queue.drain_rate.observe(1.0)
     with pytest.raises(DeadlineExceededError) as refusal:
-        queue.admit(_ticket(1, deadline=1.5), running=0, service_seconds=2.0)
+        queue.admit(_ticket(1, deadline=1.5), running=0, service_seconds=4.0, soonest_seconds=2.0)
     assert refusal.value.reason == "deadline_unreachable"
     assert refusal.value.retry_after_seconds is None
-    assert queue.admit(_ticket(2, deadline=2.5), running=0, service_seconds=2.0) is None
+
+
+def test_where_nobody_waits_one_is_let_through_to_correct_the_estimate():
+    queue = _queue(max_queue=9)
+    queue.drain_rate.observe(100.0)
+    assert queue.admit(_ticket(1, deadline=1.0), running=5, service_seconds=100.0) is None
+    with pytest.raises(OverloadedError):
+        queue.admit(_ticket(2, deadline=1.0), running=5, service_seconds=100.0)
+
+
+def test_the_time_of_its_own_answer_counts():
+    queue = _queue(max_queue=9)
+    queue.drain_rate.observe(1.0)
+    queue.admit(_ticket(1), running=1)
+    with pytest.raises(OverloadedError):
+        queue.admit(_ticket(2, deadline=3.0), running=1, service_seconds=1.5)
+    queue.admit(_ticket(3, deadline=3.0), running=1, service_seconds=0.5)
 
 
 def test_an_old_measurement_refuses_nobody():

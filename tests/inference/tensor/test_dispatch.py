@@ -15,6 +15,7 @@ from inference.errors import (
     EngineFailedError,
     OverloadedError,
     RequestTooLargeError,
+    UnavailableError,
 )
 from inference.queueing import Priority
 from inference.settings import InferenceSettings
