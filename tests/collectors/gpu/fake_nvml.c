@@ -82,6 +82,7 @@ static int initialised;
 static uint32_t latched_count;
 static int latched[MAX_GPUS];
 static unsigned watched; /* bit per slot with registered events */
+static int set_broken;   /* a set in which a device was lost stays so */
 
 EXPORT uint32_t fake_nvml_state_size(void) { return sizeof(struct fake_state); }
 
@@ -530,8 +531,11 @@ EXPORT int nvmlDeviceGetFieldValues(void *handle, int count, struct field *field
 struct event { void *device; uint64_t kind, data; uint32_t gpu_instance, compute_instance; };
 EXPORT int nvmlEventSetCreate(void **set) {
     int error = enter("nvmlEventSetCreate", -1);
-    if (!error) *set = (void *)(uintptr_t)0x5e7;
-    return error;
+    if (error) return error;
+    *set = (void *)(uintptr_t)0x5e7;
+    watched = 0;
+    set_broken = 0;
+    return SUCCESS;
 }
 EXPORT int nvmlEventSetFree(void *set) { (void)set; return enter("nvmlEventSetFree", -1); }
 EXPORT int nvmlDeviceRegisterEvents(void *handle, uint64_t kinds, void *set) {
@@ -544,6 +548,8 @@ EXPORT int nvmlDeviceRegisterEvents(void *handle, uint64_t kinds, void *set) {
 EXPORT int nvmlEventSetWait_v2(void *set, struct event *event, unsigned milliseconds) {
     int error = enter("nvmlEventSetWait_v2", -1);
     (void)set;
+    if (error == GPU_IS_LOST) set_broken = 1;
+    if (set_broken) return GPU_IS_LOST;
     if (error) return error;
     for (unsigned waited = 0;; waited += 2) {
         while (state->xid_tail != state->xid_head) {

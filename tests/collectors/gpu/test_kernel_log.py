@@ -318,6 +318,25 @@ def test_rotation_by_renaming_loses_nothing(path: Path) -> None:
     assert _texts(reader) == [f"{XID} 5"]
 
 
+def test_a_line_that_comes_just_before_a_rotation_is_not_lost(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = FileReader(path)
+    _texts(reader)
+    real = reader._rotated
+
+    def rotated() -> bool:
+        if path.with_suffix(".1").exists():
+            return real()
+        _append(path, f"{XID} last\n")  # after the reading and before the look
+        path.rename(path.with_suffix(".1"))
+        _append(path, f"{XID} first\n")
+        return real()
+
+    monkeypatch.setattr(reader, "_rotated", rotated)
+    assert _texts(reader) == [f"{XID} last", f"{XID} first"]
+
+
 def test_rotation_by_truncation(path: Path) -> None:
     reader = FileReader(path)
     _texts(reader)

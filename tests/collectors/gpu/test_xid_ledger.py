@@ -127,6 +127,17 @@ def test_the_drivers_verdict_in_the_log_beats_the_catalogue() -> None:
     assert ledger.devices(NOW + 100_002)[0].advice.source == "none"
 
 
+def test_what_was_before_the_driver_took_its_request_back_is_void() -> None:
+    ledger = _ledger()
+    _learn(ledger)
+    _kernel(ledger, "48", NOW)
+    _kernel(ledger, _verdict(1, "GPU Reset Required"), NOW + 1)
+    _kernel(ledger, _verdict(0, "None"), NOW + 5)
+    assert _only(ledger, NOW + 6).advice.source == "none"
+    _kernel(ledger, "31", NOW + 20)
+    assert _only(ledger, NOW + 21).advice.code == 31
+
+
 def test_the_drivers_field_beats_its_line_in_the_log() -> None:
     ledger = _ledger()
     _kernel(ledger, _verdict(2, "Node Reboot Required"), NOW)
@@ -170,7 +181,7 @@ def test_every_recovery_action_is_understood(number: int, action: str) -> None:
 
 def test_two_bursts_of_a_page_fault_in_a_day_are_no_application_any_more() -> None:
     ledger = _ledger()
-    for second in range(0, 170, 10):
+    for second in range(0, 170, 80):
         _kernel(ledger, "31", NOW + second)
     device = _only(ledger, NOW + 170)
     assert device.total == 1
