@@ -255,6 +255,11 @@ class EngineHost:
         """Whether the worker lives and its model is loaded."""
         return self.ready is not None and self.supervisor.status.state is SupervisorState.RUNNING
 
+    @property
+    def works_now(self) -> bool:
+        """Whether `check_available` would let any request pass, however little time it has."""
+        return not self.closed and self._delay(self.supervisor.status)[0] <= 0.0
+
     def check_available(self, remaining_seconds: float = math.inf, *, golden: bool = False) -> None:
         """Refuse at once what no engine will answer in time; golden examples prove a model first.
 

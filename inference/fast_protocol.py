@@ -13,7 +13,7 @@ from typing import Any, ClassVar, cast
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
-from inference.api.fast_lane import FastExchange, FastLane
+from inference.api.fast_lane import FastExchange, FastLane, PlainHead
 from inference.protocol import MAX_HEADERS, BoundedProtocol, protocol_of
 from inference.service import InferenceService
 
@@ -29,6 +29,7 @@ class FastProtocol(BoundedProtocol):
     lane: ClassVar[FastLane]
 
     _fast: FastExchange | None = None
+    _last_head: PlainHead | None = None
     _idle_since = 0.0
     _body_timer: asyncio.TimerHandle | None = None
     _lines: ClassVar[tuple[Any, bytes]] = (None, b"")
@@ -46,7 +47,7 @@ class FastProtocol(BoundedProtocol):
         super().data_received(data)
         fast = self._fast
         if fast is not None and not fast.complete and self._body_timer is None:
-            if fast.length > _LANE_BODY_BYTES:
+            if fast.head.length > _LANE_BODY_BYTES:
                 self._leave_lane(fast)
             else:
                 self._body_timer = self.loop.call_later(_LANE_BODY_SECONDS, self._leave_lane, fast)
@@ -153,8 +154,9 @@ class FastProtocol(BoundedProtocol):
             return None
         if self.flow.write_paused or self.pipeline or parser.should_upgrade():
             return None
-        fast = self.lane.begin(self, self.url, self.headers)
+        fast = self.lane.begin(self, self.url, self.headers, self._last_head)
         if fast is not None:
+            self._last_head = fast.head
             fast.keep_alive = parser.should_keep_alive()
         return fast
 

@@ -59,6 +59,11 @@ class Gate:
         return self.keys is None and self._addresses is None
 
     @property
+    def calm(self) -> bool:
+        """Whether `check` would let every request pass, and any number of them."""
+        return not self.draining and self.rate.rate is None and self.degradation.level is Level.FULL
+
+    @property
     def degradation(self) -> Degradation:
         """The level in force: the higher one of the administrator's and our own."""
         return self.admin if self.admin.level >= self.automatic.level else self.automatic

@@ -304,6 +304,10 @@ class InferenceService:
             self.metrics.fell_back(request.model, route.model, route.reason.value)
         return ticket, route
 
+    def count_arrival(self) -> None:
+        """Count a user's request for the signals that move the degradation level."""
+        self._meter.arrived()
+
     def check_admission(self, request: Degradable) -> None:
         """Count an arrival, and apply what holds for all models.
 

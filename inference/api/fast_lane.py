@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import orjson
@@ -70,40 +71,57 @@ class _NoEvent:
 class _Target:
     """A model that can be asked on the lane."""
 
-    __slots__ = ("counters", "host", "model", "tensors")
+    __slots__ = ("counters", "head", "host", "model", "tensors", "version")
 
     def __init__(self, host: EngineHost, counters: BoundMetrics) -> None:
         self.model = host.model
         self.host = host
         self.tensors = host.tensors
         self.counters = counters
+        self.version = -1
+        self.head = b""
+
+    def answer_head(self, version: int) -> bytes:
+        """Return the beginning of every answer's JSON, which changes with the version only."""
+        if version != self.version:
+            self.version, self.head = version, answer_head(self.model, version)
+        return self.head
+
+
+@dataclass(frozen=True, slots=True)
+class PlainHead:
+    """What the head of a plain request says. Most clients send the same one again and again."""
+
+    url: bytes
+    headers: list[Header]
+    target: _Target
+    priority: Priority
+    length: int
+    """Bytes of the body."""
+    request_id: str
+    timeout: str
+    header_length: str
 
 
 class FastExchange:
     """A request on the fast lane; for its connection it looks like uvicorn's own cycle."""
 
     __slots__ = (
-        "answered_by", "body", "complete", "connection", "disconnected", "fallback",
-        "header_length", "keep_alive", "length", "level", "priority", "request", "request_id",
-        "response_complete", "started_at", "target", "ticket", "timeout",
+        "answered_by", "body", "complete", "connection", "disconnected", "fallback", "head",
+        "keep_alive", "level", "request", "request_id", "response_complete", "started_at", "ticket",
     )  # fmt: skip
 
     message_event: ClassVar[_NoEvent] = _NoEvent()
     response_started: ClassVar[bool] = False
 
-    def __init__(
-        self, connection: Connection, target: _Target, started_at: float, priority: Priority
-    ) -> None:
+    def __init__(self, connection: Connection, head: PlainHead, started_at: float) -> None:
         self.connection = connection
-        self.target = target
+        self.head = head
         self.started_at = started_at
-        self.priority = priority
         self.body = b""
         self.complete = False
         """Whether the whole request is there."""
-        self.length = 0
-        """Bytes of the body, as the head says."""
-        self.request_id = self.timeout = self.header_length = ""
+        self.request_id = ""
         self.keep_alive = True
         self.disconnected = False
         self.response_complete = False
@@ -120,11 +138,21 @@ class FastLane:
         self._service = service
         self._targets: dict[bytes, _Target] = {}
         self._next_id = _request_ids()
+        self._on_done = self._done
+        self._lines: dict[tuple[int, str, str], bytes] = {}
+        """Header lines by level, model and fallback; there are a few of each."""
 
     def begin(
-        self, connection: Connection, url: bytes, headers: list[Header]
+        self, connection: Connection, url: bytes, headers: list[Header], last: PlainHead | None
     ) -> FastExchange | None:
-        """Return an exchange for a request whose head is plain, or None."""
+        """Return an exchange for a request whose head is plain, or None.
+
+        Args:
+            connection: Where the answer goes.
+            url: The path, and whatever follows it.
+            headers: All of them, names in lower case.
+            last: Head of the request before on this connection, if that was plain.
+        """
         service = self._service
         watched = service.tracing is not None or service.settings.audit_access
         if watched or not service.gate.anonymous:
@@ -132,6 +160,13 @@ class FastLane:
         target = self._target(url)
         if target is None:
             return None
+        if last is None or last.target is not target or last.headers != headers:
+            last = self._read_head(url, headers, target)
+            if last is None:
+                return None
+        return FastExchange(connection, last, service.clock())
+
+    def _read_head(self, url: bytes, headers: list[Header], target: _Target) -> PlainHead | None:
         found: dict[bytes, bytes] = {}
         for name, value in headers:
             if name in _MEANT:
@@ -142,45 +177,50 @@ class FastLane:
         header_length = found.get(b"inference-header-content-length", b"")
         known = _BINARY_TYPES if header_length else _JSON_TYPES
         priority = _PRIORITIES.get(found.get(b"x-galen-priority", b"normal").lower())
-        limit = service.settings.tensor_max_body_bytes
         if (
             priority is None
             or found.get(b"content-type", b"") not in known
             or not length.isdigit()
-            or not 0 < int(length) <= limit
+            or not 0 < int(length) <= self._service.settings.tensor_max_body_bytes
         ):
             return None
-        exchange = FastExchange(connection, target, service.clock(), priority)
-        exchange.length = int(length)
-        exchange.request_id = found.get(b"x-request-id", b"").decode("latin-1")
-        exchange.timeout = found.get(b"x-request-timeout-ms", b"").decode("latin-1")
-        exchange.header_length = header_length.decode("latin-1")
-        return exchange
+        return PlainHead(
+            url=url,
+            headers=headers,
+            target=target,
+            priority=priority,
+            length=int(length),
+            request_id=found.get(b"x-request-id", b"").decode("latin-1"),
+            timeout=found.get(b"x-request-timeout-ms", b"").decode("latin-1"),
+            header_length=header_length.decode("latin-1"),
+        )
 
     def submit(self, exchange: FastExchange) -> bool:
         """Admit a whole request; return False if it should take the ordinary way after all."""
-        service = self._service
+        service, head = self._service, exchange.head
         try:
-            document, binary = parse_json(exchange.body, exchange.header_length)
-            request = exchange.target.tensors.codec.decode(document, binary)
-            seconds = timeout_seconds(exchange.timeout, service.settings.tensor_deadline_seconds)
+            document, binary = parse_json(exchange.body, head.header_length)
+            request = head.target.tensors.codec.decode(document, binary)
+            seconds = timeout_seconds(head.timeout, service.settings.tensor_deadline_seconds)
         except ServiceError:
             return False
         exchange.request = request
-        given = exchange.request_id
-        exchange.request_id = request_id_from(given) if given else self._next_id()
+        exchange.request_id = (
+            request_id_from(head.request_id) if head.request_id else self._next_id()
+        )
         exchange.level = int(service.degradation.level)
         ticket = TensorTicket(
             request_id=exchange.request_id,
-            model=exchange.target.model,
+            model=head.target.model,
             rows=request.rows,
             shapes=request.shapes,
             data=request.data,
             deadline=exchange.started_at + seconds,
-            on_done=lambda ticket, error: self._done(exchange, ticket, error),
-            priority=exchange.priority,
+            on_done=self._on_done,
+            owner=exchange,
+            priority=head.priority,
         )
-        exchange.target.counters.received()
+        head.target.counters.received()
         try:
             route = service.tensors.submit(ticket)
         except ServiceError as error:
@@ -213,10 +253,11 @@ class FastLane:
         target = self._targets[url] = _Target(host, counters)
         return target
 
-    def _done(
-        self, exchange: FastExchange, ticket: TensorTicket, error: ServiceError | None
-    ) -> None:
+    def _done(self, ticket: TensorTicket, error: ServiceError | None) -> None:
         """Answer; called by the batch's end, a deadline or a cancellation."""
+        exchange = ticket.owner
+        # Nothing may point in a circle: the collector of cycles would have to look for it.
+        ticket.owner = exchange.ticket = None
         if exchange.disconnected:
             self._count(exchange, 499)
             return
@@ -233,10 +274,13 @@ class FastLane:
         request, answer = exchange.request, ticket.answer
         if request is None or answer is None:
             raise RuntimeError("an exchange ends without its request or its answer")
-        host = self._service.hosts[exchange.answered_by]
+        target = exchange.head.target
+        if exchange.answered_by != target.model:
+            host = self._service.hosts[exchange.answered_by]
+            target = _Target(host, target.counters)
         own_id = orjson.dumps(request.id) if request.id else b'"%b"' % exchange.request_id.encode()
-        head = answer_head(exchange.answered_by, answer.version)
-        body, json_length = host.tensors.codec.encode(
+        head = target.answer_head(answer.version)
+        body, json_length = target.tensors.codec.encode(
             b'%b%b,"outputs":' % (head, own_id), request, answer, ticket.offset
         )
         if json_length:
@@ -258,19 +302,19 @@ class FastLane:
         exchange.connection.answer(exchange, error.status, head + self._common(exchange), body)
 
     def _common(self, exchange: FastExchange) -> bytes:
-        lines = b"x-request-id: %b\r\nx-galen-degradation: %d\r\n" % (
-            exchange.request_id.encode(),
-            exchange.level,
-        )
-        if exchange.answered_by:
-            lines += b"x-galen-model: %b\r\n" % exchange.answered_by.encode("latin-1")
-        if exchange.fallback:
-            lines += b"x-galen-fallback: %b\r\n" % exchange.fallback.encode("latin-1")
-        return lines
+        key = exchange.level, exchange.answered_by, exchange.fallback
+        lines = self._lines.get(key)
+        if lines is None:
+            level, model, fallback = key
+            names = f"x-galen-model: {model}\r\n" if model else ""
+            names += f"x-galen-fallback: {fallback}\r\n" if fallback else ""
+            lines = f"x-galen-degradation: {level}\r\n{names}x-request-id: ".encode("latin-1")
+            self._lines[key] = lines
+        return b"%b%b\r\n" % (lines, exchange.request_id.encode())
 
     def _count(self, exchange: FastExchange, status: int) -> None:
         seconds = self._service.clock() - exchange.started_at
-        exchange.target.counters.finished(status, seconds)
+        exchange.head.target.counters.finished(status, seconds)
 
 
 def _request_ids() -> Callable[[], str]:

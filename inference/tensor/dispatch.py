@@ -108,6 +108,7 @@ class TensorDispatcher:
         self._version = 0
         self._numbers = itertools.count(1)
         self._in_flight: dict[int, _Batch] = {}
+        self._running_rows = 0
         self._halves: list[list[TensorTicket]] = []
         self._link: WorkerLink | None = None
         self._newest_at = 0.0
@@ -259,6 +260,7 @@ class TensorDispatcher:
         self._link = None
         self.pending_since = None
         lost, self._in_flight = list(self._in_flight.values()), {}
+        self._running_rows = 0
         suspects: list[tuple[TensorTicket, Numbered]] = []
         for batch in reversed(lost):
             guilty = batch.number in blamed and not planned
@@ -281,6 +283,7 @@ class TensorDispatcher:
             _log.warning("answer_without_request", model=self._model, number=message.number)
             return
         now = self._clock()
+        self._running_rows -= batch.rows
         self.pending_since = now if self._in_flight else None
         if isinstance(message, BatchDone):
             seconds = message.ended_at - message.started_at
@@ -297,10 +300,6 @@ class TensorDispatcher:
             self.pump()
 
     # --- batches
-
-    @property
-    def _running_rows(self) -> int:
-        return sum(batch.rows for batch in self._in_flight.values())
 
     def _next_batch(self) -> list[TensorTicket]:
         """Return the tickets to send now; empty if there are none, or if waiting is better."""
@@ -355,6 +354,7 @@ class TensorDispatcher:
         if not self._in_flight:
             self.pending_since = now
         self._in_flight[number] = _Batch(number, tickets, rows)
+        self._running_rows += rows
         stats.dispatched += len(tickets)
         stats.rows += rows
         stats.batches[next((i for i, b in enumerate(ROW_BOUNDS) if rows <= b), -1)] += 1

@@ -62,7 +62,8 @@ class TensorTicket:
 
     __slots__ = (
         "answer", "canary", "data", "deadline", "dispatched_at", "enqueued_at", "golden", "model",
-        "number", "offset", "on_done", "priority", "repeats", "request_id", "rows", "shapes", "state",
+        "number", "offset", "on_done", "owner", "priority", "repeats", "request_id", "rows", "shapes",
+        "state",
     )  # fmt: skip
 
     def __init__(
@@ -75,6 +76,7 @@ class TensorTicket:
         data: tuple[Buffer, ...],
         deadline: float,
         on_done: Callable[[TensorTicket, ServiceError | None], None],
+        owner: Any = None,
         priority: Priority = Priority.NORMAL,
         canary: bool = False,
         golden: bool = False,
@@ -91,6 +93,8 @@ class TensorTicket:
         """A golden example of the service's own canary."""
         self.on_done = on_done
         """Called once, from the event loop, with the error if there is no answer."""
+        self.owner = owner
+        """Whatever `on_done` needs to know; it belongs to whoever gave it."""
         self.state = TicketState.QUEUED
         self.number = 0
         self.enqueued_at = 0.0
