@@ -17,9 +17,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple, Protocol
+
+from collectors.gpu.log_lines import LineBuffer, decode, line_time, may_be_ours
 
 KMSG = Path("/dev/kmsg")
 JOURNAL_COMMAND = (
@@ -33,11 +34,9 @@ _MOST_SECONDS = 0.15
 _RECORD_BYTES = 32768  # the kernel's records are a few KiB at most; a smaller buffer is EINVAL
 _CHUNK_BYTES = 65536
 _MOST_BYTES = 2 * 1024 * 1024
-_LONGEST_LINE = 8192
 _HISTORY_BYTES = 1024 * 1024
 _RESTART_SECONDS = 10.0
 _END_SECONDS = 0.05
-_WORDS = (b"NVRM", b"SXid")
 
 
 class LogError(Exception):
@@ -166,9 +165,9 @@ class KmsgReader:
                 return
             batch.lost += sequence - self._next_sequence
         self._next_sequence = sequence + 1
-        if _may_be_ours(rest) and not (self._kernel_only and priority >> 3):
+        if may_be_ours(rest) and not (self._kernel_only and priority >> 3):
             line = rest.partition(b"\n")[0]
-            batch.lines.append(LogLine(_decode(line), boot + microseconds / 1e6))
+            batch.lines.append(LogLine(decode(line), boot + microseconds / 1e6))
 
 
 class JournalReader:
@@ -194,7 +193,7 @@ class JournalReader:
         self._kernel_only = kernel_only
         self._monotonic = monotonic
         self._process: subprocess.Popen[bytes] | None = None
-        self._lines = _LineBuffer()
+        self._lines = LineBuffer()
         self._start_after = float("-inf")
         self._newest = self._known_until = float("-inf")
 
@@ -250,7 +249,7 @@ class JournalReader:
             if now < self._start_after:
                 raise LogError(f"{self.name}: {self._command[0]} ended; it is started again soon")
             self._start_after = now + _RESTART_SECONDS
-            self._lines = _LineBuffer()
+            self._lines = LineBuffer()
             self._known_until = self._newest  # it tells its history again
             try:
                 self._process = subprocess.Popen(  # noqa: S603  # a fixed command, no shell
@@ -264,12 +263,12 @@ class JournalReader:
 
     def _take(self, line: bytes, batch: LogBatch) -> None:
         # A message that is not UTF-8 comes as a list of bytes, in which no word can be found.
-        if not _may_be_ours(line) and not re.search(rb'"MESSAGE"\s*:\s*\[', line):
+        if not may_be_ours(line) and not re.search(rb'"MESSAGE"\s*:\s*\[', line):
             return
         try:
             entry = json.loads(line)
             message = entry["MESSAGE"]
-            text = _decode(bytes(message)) if isinstance(message, list) else str(message)
+            text = decode(bytes(message)) if isinstance(message, list) else str(message)
             # Of what a program wrote, journald cuts off the word before the colon.
             if (writer := entry.get("SYSLOG_IDENTIFIER", "kernel")) != "kernel":
                 text = f"{writer}: {text}"
@@ -281,7 +280,7 @@ class JournalReader:
         if self._kernel_only and facility != "0":
             return
         self._newest = max(self._newest, read_at)
-        if read_at > self._known_until and _may_be_ours(text.encode("utf-8", errors="replace")):
+        if read_at > self._known_until and may_be_ours(text.encode("utf-8", errors="replace")):
             batch.lines.append(LogLine(text, seconds))
 
     def _seconds(self, entry: dict[str, str]) -> float:
@@ -312,7 +311,7 @@ class FileReader:
         self._now = now
         self._file: int | None = None
         self._position = 0
-        self._lines = _LineBuffer()
+        self._lines = LineBuffer()
         self._history_ends = 0
         self._identity: tuple[int, int] | None = None
 
@@ -360,7 +359,7 @@ class FileReader:
     def _open(self) -> None:
         file = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK)
         self.close()
-        self._file, self._lines = file, _LineBuffer()
+        self._file, self._lines = file, LineBuffer()
         self._position = self._history_ends = 0
         opened = os.fstat(file)
         self._identity = (opened.st_dev, opened.st_ino)
@@ -386,88 +385,13 @@ class FileReader:
             self._position += len(piece)
             most_bytes -= len(piece)
             for line in self._lines.feed(piece):
-                if not _may_be_ours(line):
+                if not may_be_ours(line):
                     continue
-                text = _decode(line)
+                text = decode(line)
                 seconds = line_time(text, self._now())
                 if seconds is not None or not old:
                     batch.lines.append(LogLine(text, seconds))
         return 0
-
-
-class _LineBuffer:
-    """Cuts bytes into lines; one that is too long is cut off at its end, and counted."""
-
-    def __init__(self) -> None:
-        self._rest = b""
-        self._skipping = False
-        self._lost = 0
-
-    def skip_to_next(self) -> None:
-        """Drop what comes up to the next line's start."""
-        self._skipping = True
-
-    def take_lost(self) -> int:
-        """Return how many lines were too long since the last call."""
-        lost, self._lost = self._lost, 0
-        return lost
-
-    def feed(self, piece: bytes) -> Iterator[bytes]:
-        """Yield the lines that a piece completes."""
-        *whole, rest = (self._rest + piece).split(b"\n")
-        for line in whole:
-            if self._skipping:
-                self._skipping = False
-                continue
-            yield line[:_LONGEST_LINE]
-        self._rest = b"" if self._skipping else rest
-        if len(self._rest) > _LONGEST_LINE:
-            # Its head holds what matters; the rest is dropped as it comes.
-            head, self._rest, self._skipping = self._rest[:_LONGEST_LINE], b"", True
-            self._lost += 1
-            yield head
-
-
-def _may_be_ours(line: bytes) -> bool:
-    return any(word in line for word in _WORDS)
-
-
-def _decode(line: bytes) -> str:
-    return line.decode("utf-8", errors="replace")
-
-
-_ISO = re.compile(r"^\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d{1,9})?(?:Z|[+-]\d\d:?\d\d)?")
-_SYSLOG = re.compile(r"^(?:<\d+>)?([A-Z][a-z]{2}) {1,2}(\d{1,2}) (\d\d):(\d\d):(\d\d) ")
-_MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
-
-
-def line_time(line: str, now_seconds: float) -> float | None:
-    """Return the Unix time at the head of a line of a log file, in ISO 8601 or as syslog writes it.
-
-    Syslog leaves out the year and the zone: the time is local, and the latest that is not in the
-    future.
-    """
-    iso = _ISO.match(line)
-    try:
-        if iso is not None:
-            return datetime.fromisoformat(_six_digits(iso[0])).astimezone().timestamp()
-        old = _SYSLOG.match(line)
-        if old is None or old[1] not in _MONTHS:
-            return None
-        now = datetime.fromtimestamp(now_seconds).astimezone()
-        day, hour, minute, second = (int(part) for part in old.groups()[1:])
-        month = _MONTHS.index(old[1]) + 1
-        found = datetime(now.year, month, day, hour, minute, second).astimezone()
-        if found > now + timedelta(days=1):
-            found = found.replace(year=now.year - 1)
-        return found.timestamp()
-    except (ValueError, OverflowError):
-        return None
-
-
-def _six_digits(text: str) -> str:
-    # fromisoformat takes at most six digits of a second.
-    return re.sub(r"[.,](\d{1,6})\d*", lambda found: f".{found[1]:0<6}", text)
 
 
 def open_log(source: str, *, kernel_only: bool = True) -> LogReader | None:

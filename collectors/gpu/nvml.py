@@ -293,11 +293,12 @@ class NvmlCollector:
             )
 
     def _hand_over_xids(self, answer: dict[str, Any], now_seconds: float) -> None:
-        for event in answer.get("xids", ()) if self._xids is not None else ():
-            if self._xids is not None:
-                self._xids.from_nvml(
-                    event.get("uuid", ""), event.get("pci", ""), event["code"], now_seconds
-                )
+        if self._xids is None:
+            return
+        for event in answer.get("xids", ()):
+            self._xids.from_nvml(
+                event.get("uuid", ""), event.get("pci", ""), event["code"], now_seconds
+            )
 
     def _report_changes(self, states: dict[int, GpuState]) -> None:
         for number in sorted(states.keys() | self._states.keys()):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -128,7 +129,10 @@ def main(arguments: Sequence[str]) -> int:
             module_version_file=options.module_version_file,
         )
 
-    return serve(sys.stdin, sys.stdout, start)
+    # Whatever else writes to standard output, such as the driver's library, must not be an answer.
+    with os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8") as answers:
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+        return serve(sys.stdin, answers, start)
 
 
 if __name__ == "__main__":

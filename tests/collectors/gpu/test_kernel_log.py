@@ -21,9 +21,9 @@ from collectors.gpu.kernel_log import (
     KmsgReader,
     LogBatch,
     LogError,
-    line_time,
     open_log,
 )
+from collectors.gpu.log_lines import line_time
 
 XID = "NVRM: Xid (PCI:0000:18:00): 79, pid=1, GPU has fallen off the bus."
 

@@ -134,6 +134,13 @@ def test_a_healthy_device_in_the_units_of_the_catalogue(
     }
 
 
+def test_what_the_library_prints_is_no_answer(
+    fake: FakeNvml, make_collector: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GALEN_FAKE_NVML_CHATTY", "1")
+    assert _gpu(make_collector().collect(1000.0).samples)["gpu_state"] == 0
+
+
 def test_what_changes_while_it_runs(fake: FakeNvml, make_collector: Make) -> None:
     collector = make_collector()
     collector.collect(1000.0)
