@@ -1,6 +1,7 @@
 """Decoders as exporters leave them, served by configuration alone."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -224,6 +225,12 @@ def test_it_answers_through_the_whole_service(tmp_path, tools):
             events += workload.step()
         assert answer["choices"][0]["message"]["content"] == events[-1].text
         assert answer["usage"]["prompt_tokens"] == events[-1].prompt_tokens
+        stream = live.client.post("/v1/chat/completions", json={**asked, "stream": True}).text
+        chunks = [
+            json.loads(line[6:]) for line in stream.splitlines() if line.startswith("data: {")
+        ]
+        parts = [chunk["choices"][0]["delta"].get("content", "") for chunk in chunks]
+        assert "".join(parts) == events[-1].text
         plain = live.complete("hi", max_tokens=MAX_TOKENS).json()
         alone = _uncached(folder, kind, "hi")[0]
         assert plain["choices"][0]["text"] == alone
