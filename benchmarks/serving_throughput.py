@@ -51,6 +51,9 @@ class ServerResult:
     version: str
     note: str
     rounds: tuple[wrk.Load, ...]
+    cpu_microseconds: tuple[float, ...]
+    """CPU time of all the server's processes per request, by round; steadier than its rate where
+    other work goes on."""
     idle_cpu_share: float
     """Of one core, while it had nothing to do."""
 
@@ -92,6 +95,7 @@ def measure_model(
 ) -> ModelResult:  # fmt: skip
     """Measure all servers on one model, in interleaved rounds."""
     loads: dict[str, list[wrk.Load]] = {}
+    costs: dict[str, list[float]] = {}
     bares: dict[int, list[float]] = {batch: [] for batch in _BATCHES}
     with contextlib.ExitStack() as stack:
         servers: list[Server] = []
@@ -106,8 +110,11 @@ def measure_model(
                 name = server.contestant.name
                 body = folder / model.key / name / "body.json"
                 plan.client(server.url, body, plan.connections, plan.warm_seconds)
+                before = server.cpu_seconds()
                 load = plan.client(server.url, body, plan.connections, plan.seconds)
+                spent = server.cpu_seconds() - before
                 loads.setdefault(name, []).append(load)
+                costs.setdefault(name, []).append(1e6 * spent / max(1, load.requests))
                 _say(
                     f"model {model.key} round {number + 1}: {name} {load.per_second:,.0f}/s, "
                     f"p50 {load.p50_ms:.2f} ms, p99 {load.p99_ms:.2f} ms, {load.errors} errors"
@@ -115,7 +122,9 @@ def measure_model(
             for batch, rates in bares.items():
                 rates.append(bare.samples_per_second(model.file, batch, plan.bare_seconds))
     results = tuple(
-        ServerResult(c.name, version, c.note, tuple(loads[c.name]), idle[c.name])
+        ServerResult(
+            c.name, version, c.note, tuple(loads[c.name]), tuple(costs[c.name]), idle[c.name]
+        )
         for c, _, version in contestants
     )
     frozen = {batch: tuple(rates) for batch, rates in bares.items()}
@@ -147,16 +156,17 @@ def table(result: ModelResult) -> str:
             f"{tables.milliseconds(p50)} / {tables.milliseconds(p99)}",
             "1" if server.name == OURS else f"{ratio:.2f}" if ratio else "-",
             f"{100 * result.of_bare(server):.0f}%",
+            tables.count(tables.middle(server.cpu_microseconds)),
             str(sum(load.errors for load in loads)),
             f"{100 * tables.spread([load.per_second for load in loads]):.0f}%",
         ])  # fmt: skip
     for batch, rates in result.bare.items():
         rows.append([
-            f"bare ONNX Runtime, batch {batch}", tables.count(tables.middle(rates)), "", "", "", "",
+            f"bare ONNX Runtime, batch {batch}", tables.count(tables.middle(rates)), "", "", "", "", "",
             f"{100 * tables.spread(rates):.0f}%",
         ])  # fmt: skip
-    head = ["server", "requests/s", "p50 / p99 ms", "galen is x times", "of bare batch 32", "errors",
-            "spread"]  # fmt: skip
+    head = ["server", "requests/s", "p50 / p99 ms", "galen is x times", "of bare batch 32",
+            "CPU us/request", "errors", "spread"]  # fmt: skip
     return f"Model {result.key}, {result.title}\n\n{tables.markdown(head, rows)}"
 
 
