@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
+from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from inference.api import admin, health
 from inference.api.auditing import AdminAuditor, administers
@@ -83,6 +84,8 @@ class InferenceApp:
         given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
         request_id = request_id_from(given)
         scope.setdefault("state", {})["request_id"] = request_id
+        clear_contextvars()
+        bind_contextvars(request_id=request_id)
 
         async def send_with_headers(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":

@@ -315,18 +315,32 @@ def test_a_client_that_leaves_is_told_apart(start, tools, collector):
     assert found["http.response.status_code"] == 499
 
 
-def test_log_lines_of_a_request_name_it_and_its_trace(start, collector, monkeypatch):
+@pytest.fixture
+def log_entries():
+    """What is logged, with the context of each line."""
     captured = structlog.testing.LogCapture()
-    monkeypatch.setattr("inference.api.openai._CompletionWriter.whole", lambda *_: 1 / 0)
     configured = structlog.get_config()
     structlog.configure(processors=[structlog.contextvars.merge_contextvars, captured])
-    try:
-        with start(trace_endpoint=collector.url) as live:
-            headers = {"traceparent": PARENT, "x-request-id": "mine"}
-            assert live.complete(headers=headers).status_code == 500
-            assert live.complete(model="none").status_code == 404
-    finally:
-        structlog.configure(**configured)
-    (line,) = [entry for entry in captured.entries if entry["event"] == "request_failed"]
+    yield captured.entries
+    structlog.configure(**configured)
+
+
+def test_log_lines_of_a_request_name_it_and_its_trace(start, collector, monkeypatch, log_entries):
+    monkeypatch.setattr("inference.api.openai._CompletionWriter.whole", lambda *_: 1 / 0)
+    with start(trace_endpoint=collector.url) as live:
+        headers = {"traceparent": PARENT, "x-request-id": "mine"}
+        assert live.complete(headers=headers).status_code == 500
+    (line,) = [entry for entry in log_entries if entry["event"] == "request_failed"]
     assert (line["request_id"], line["trace_id"]) == ("mine", TRACE)
     assert len(line["span_id"]) == 16
+
+
+def test_log_lines_of_administration_name_its_request(start, log_entries):
+    with start() as live:
+        live.admin.put("/admin/drain", json={"drain": True}, headers={"x-request-id": "mine"})
+        live.admin.put("/admin/drain", json={"drain": False}, headers={"x-request-id": "other"})
+    lines = [entry for entry in log_entries if entry["event"] == "drain_changed"]
+    assert [(line["drain"], line["request_id"]) for line in lines] == [
+        (True, "mine"),
+        (False, "other"),
+    ]
