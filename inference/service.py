@@ -7,17 +7,14 @@ nothing here knows about HTTP beyond the status that an error carries.
 from __future__ import annotations
 
 import asyncio
-import os
-import secrets
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Protocol
 
 import structlog
-from pydantic import SecretStr
 
+from inference.admin_token import admin_token_of
 from inference.admission_metrics import AdmissionCollector
 from inference.audit import FILE as AUDIT_FILE
 from inference.audit import AuditFile, AuditLog
@@ -34,20 +31,21 @@ from inference.errors import (
     OverloadedError,
     ServiceError,
 )
-from inference.fallback import FallbackReason, Route, chain_of, choose, may_fall_back
-from inference.gate import Gate, host_memory_share
+from inference.fallback import Route
+from inference.gate import Gate
 from inference.health import HealthReport, judge
 from inference.health_history import HealthHistory, HistoryCollector, Observation
 from inference.metrics import CanaryCollector, EngineCollector, RequestMetrics
 from inference.model import GoldenPrompt, ModelKind
 from inference.poison.guard import PoisonCollector, PoisonGuard
 from inference.poison.sandbox import Numbered
-from inference.pressure import PressureMeter, Signals
+from inference.pressure import PressureMeter
 from inference.release.catalogue import Catalogue
 from inference.release.manager import ReleaseCollector, Releases
 from inference.release.observing import of_deadline, of_message
 from inference.repository import ModelRepository, bundled_repository
 from inference.requests import GenerationRequest, Ticket, TicketState
+from inference.routing import Routing
 from inference.settings import InferenceSettings
 from inference.tensor.front import TensorFront
 from inference.tensor.requests import TensorTicket
@@ -58,7 +56,6 @@ from inference.worker.wire import Finished, Message
 
 _log = structlog.get_logger(__name__)
 
-TOKEN_FILE = "admin_token"  # noqa: S105 - the name of a file
 VERSION = "0.1.0"
 _DRAIN_POLL_SECONDS = 0.02
 # Long enough to differ, short enough to cost little.
@@ -103,7 +100,7 @@ class InferenceService:
         )
         for model in settings.models:
             self.repository.active(model)  # a missing model is an error of configuration: fail now
-        self.admin_token = _admin_token(settings)
+        self.admin_token = admin_token_of(settings)
         self.metrics = RequestMetrics()
         self.tracing = tracing_of(settings, clock, VERSION)
         self.audit = AuditLog(
@@ -141,6 +138,7 @@ class InferenceService:
             EngineCollector(self.hosts, self.health, lambda: self.degradation.level, clock)
         )
         self.metrics.registry.register(AdmissionCollector(self.hosts, self.gate))
+        self.routing = Routing(settings, self.gate, self._meter, self.hosts, self.canaries)
         self.history = HealthHistory(self._observe, clock, wall_clock)
         self.metrics.registry.register(HistoryCollector(self.history))
         self.peers = PeerWatch(
@@ -193,7 +191,7 @@ class InferenceService:
         )
         self.tasks.append(loop.create_task(variants.run()))
         if self.settings.automatic_degradation:
-            self.tasks.append(loop.create_task(self._adapt()))
+            self.tasks.append(loop.create_task(self.routing.adapt()))
         watch = self.history.run(self.settings.health_interval_seconds)
         peers = self.peers.run(self.settings.peer_interval_seconds)
         self.tasks += [loop.create_task(watch), loop.create_task(peers)]
@@ -320,18 +318,7 @@ class InferenceService:
 
     def route(self, model: str, *, canary: bool) -> Route:
         """Return who answers for a model now; canaries ask the model that they name."""
-        if canary:
-            return Route(model)
-        level = self.degradation.level
-        if level < Level.SMALL_MODEL and not may_fall_back(model, self.settings):
-            return Route(model)
-        return choose(model, level, self.settings, self.chain(model), self._unusable)
-
-    def chain(self, model: str) -> tuple[str, ...]:
-        """Return the models that may answer for one, best first."""
-        own = self.hosts[model]
-        served = tuple(self.hosts)
-        return chain_of(model, self.settings, served, lambda name: own.alike(self.hosts[name]))
+        return Route(model) if canary else self.routing.route(model)
 
     def count_refusal(self, request: Countable, error: ServiceError) -> None:
         """Count a user's request that admission refused, or put out again."""
@@ -359,38 +346,6 @@ class InferenceService:
     def draining(self) -> bool:
         """Whether new requests are refused while the accepted ones finish."""
         return self.gate.draining
-
-    def _unusable(self, model: str) -> FallbackReason:
-        host = self.hosts[model]
-        if not host.up:
-            return FallbackReason.ENGINE_DOWN
-        breaker = host.dispatcher.breaker
-        if breaker is not None and breaker.refusing:
-            return FallbackReason.CIRCUIT_OPEN
-        return FallbackReason.NONE
-
-    async def _adapt(self) -> None:
-        """Let our own signals move the degradation level, for ever."""
-        interval = min(1.0, self.settings.degradation_raise_seconds / 3)
-        while True:
-            await asyncio.sleep(interval)
-            try:
-                self.gate.adapt(self._signals(), has_fallback=bool(self.chain(self.default_model)))
-            except Exception:  # noqa: BLE001 - a loop survives a failing part
-                _log.exception("degradation_signals_failed")
-
-    def _signals(self) -> Signals:
-        model = self.default_model
-        why = self._unusable(model) if self.canaries[model].passed_once else FallbackReason.NONE
-        helped = any(not self._unusable(name) for name in self.chain(model))
-        workers = (
-            host.supervisor.status.usage.resident_memory_bytes for host in self.hosts.values()
-        )
-        memory = max(workers, default=0) / self.settings.memory_limit_bytes
-        return self._meter.read(
-            engine_down=why.value if helped else "",
-            memory_share=max(host_memory_share(), memory),
-        )
 
     def level_of(self, request: GenerationRequest | TensorTicket, model: str) -> int:
         """Return the degradation that an answer shows: the level, or 3 if a fallback answers."""
@@ -583,27 +538,3 @@ class InferenceService:
         """Refuse new requests, or accept them again."""
         self.gate.draining = enabled
         _log.info("drain_changed", drain=enabled)
-
-
-def _admin_token(settings: InferenceSettings) -> SecretStr:
-    """Return the configured token, the one in the state directory, or a new one put there."""
-    if settings.admin_token is not None:
-        return settings.admin_token
-    path = settings.state_dir / TOKEN_FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    token = _read_token(path)
-    if token:
-        return SecretStr(token)
-    token = secrets.token_urlsafe(32)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="ascii") as file:
-        os.fchmod(file.fileno(), 0o600)
-        file.write(token)
-    return SecretStr(token)
-
-
-def _read_token(path: Path) -> str:
-    try:
-        return path.read_text(encoding="ascii").strip()
-    except FileNotFoundError:
-        return ""

@@ -182,8 +182,8 @@ def test_a_language_model_and_a_tensor_model_know_each_other_apart(tensor_live):
 def test_no_tensor_model_stands_in_for_a_language_model(tensor_live):
     service = tensor_live.service
 
-    assert service.chain("tiny") == ()
-    assert "tiny" not in service.chain("mlp")
+    assert service.routing.chain("tiny") == ()
+    assert "tiny" not in service.routing.chain("mlp")
 
 
 def test_a_crash_costs_one_batch_and_the_model_comes_back(start, tools, tensor_repository):
