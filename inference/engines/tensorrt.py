@@ -188,7 +188,7 @@ class TensorRtEngine:
 
     def placement(self) -> Placement:
         """Say where tensors are, and see that the device still answers."""
-        self._cuda.call("cudaGetDevice")
+        self._cuda.call("cudaMemGetInfo")  # asks the driver, which cudaGetDevice does not
         signature = self.signature
         inputs, outputs = self._side(signature.inputs), self._side(signature.outputs)
         reason = "" if inputs == outputs == "cuda" else "the plan reads or writes host memory"

@@ -59,11 +59,11 @@ class FakeDevice:
         self.calls: dict[str, int] = {}
         """How often each function was called."""
         functions: tuple[Callable[..., tuple[Any, ...]], ...] = (
-            self._get_device, self._malloc, self._free, self._memcpy, self._stream_create,
+            self._memory_info, self._malloc, self._free, self._memcpy, self._stream_create,
             self._stream_destroy, self._stream_synchronize,
         )  # fmt: skip
         names = (
-            "cudaGetDevice", "cudaMalloc", "cudaFree", "cudaMemcpyAsync", "cudaStreamCreate",
+            "cudaMemGetInfo", "cudaMalloc", "cudaFree", "cudaMemcpyAsync", "cudaStreamCreate",
             "cudaStreamDestroy", "cudaStreamSynchronize",
         )  # fmt: skip
         pairs = zip(names, functions, strict=True)
@@ -117,10 +117,10 @@ class FakeDevice:
                     return array[address - start : address - start + size]
         return None
 
-    def _get_device(self) -> tuple[Any, ...]:
+    def _memory_info(self) -> tuple[Any, ...]:
         if self.program.take(FaultKind.DEVICE_MISSING):
-            return (CudaStatus.cudaErrorNoDevice, None)
-        return (CudaStatus.cudaSuccess, 0)
+            return (CudaStatus.cudaErrorNoDevice, None, None)
+        return (CudaStatus.cudaSuccess, self.memory_bytes - self.used_bytes, self.memory_bytes)
 
     def _malloc(self, size: int) -> tuple[Any, ...]:
         with self._lock:
