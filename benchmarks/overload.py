@@ -229,6 +229,7 @@ def main() -> int:
     except (ValueError, InstallError, ServerError, wrk.ClientError) as error:
         _say(str(error))
         return 2
+    print(tables.command("overload"))
     print(f"{began}; model {written.key}, deadline {1000 * plan.deadline_seconds:.0f} ms, "
           f"medians of {plan.rounds} rounds\n")  # fmt: skip
     ours = next(result for result in results if result.name == OURS)

@@ -254,6 +254,7 @@ def main() -> int:
         _say(str(error))
         return 2
     plan = _plan(options)
+    print(tables.command("serving_throughput"))
     print(f"{began}; {plan.connections} connections, medians of {plan.rounds} rounds\n")
     for result in results:
         print(table(result))

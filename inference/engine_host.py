@@ -408,6 +408,7 @@ class EngineHost:
         if self._reload is not None:
             raise ConflictError(f"{self.model} is loading another version already")
         self._reload = asyncio.get_running_loop().create_future()
+        self.supervisor.holds_two = True
         folder = self._repository.folder(self.model, version)
         self._link.send(Load(version, str(folder), variant))
         try:
@@ -417,6 +418,7 @@ class EngineHost:
             raise UnavailableError(f"version {version} did not load in time") from None
         finally:
             self._reload = None
+            self.supervisor.holds_two = False
         if loaded.reason:
             self.reload_failures += 1
         return loaded

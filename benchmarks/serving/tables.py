@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
+import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,6 +42,12 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
+
+
+def command(name: str) -> str:
+    """Return the command that repeats this run."""
+    options = shlex.join(sys.argv[1:])
+    return f"`python -m benchmarks {name}{' -- ' if options else ''}{options}`\n"
 
 
 def circumstances() -> str:

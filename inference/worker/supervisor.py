@@ -143,6 +143,8 @@ class Supervisor:
         self._kill_at = 0.0
         self._stopping = False
         self._stop_reason = ""
+        self.holds_two = False
+        """Whether the worker has two versions in memory; set by the event loop during a swap."""
         self.status = SupervisorStatus(budget_left=settings.restart_budget)
 
     # --- commands, from any thread
@@ -262,11 +264,15 @@ class Supervisor:
         if age > self._settings.progress_budget_seconds:
             message = f"work is pending and no step finished for {age:.1f} s"
             self._end(RestartReason.HANG, message, now)
-        elif usage.resident_memory_bytes > self._settings.memory_limit_bytes:
+        elif usage.resident_memory_bytes > self._memory_limit_bytes():
             message = f"the worker holds {usage.resident_memory_bytes} bytes"
             self._end(RestartReason.MEMORY, message, now)
         elif now - self._launched_at > self._settings.stable_seconds:
             self._in_a_row = 0
+
+    def _memory_limit_bytes(self) -> int:
+        """Return the limit; twice as much while a second version is loaded beside the first."""
+        return self._settings.memory_limit_bytes * (2 if self.holds_two else 1)
 
     def _watch_end(self, now: float) -> None:
         worker = self._worker()

@@ -186,6 +186,18 @@ def test_memory_beyond_the_limit_ends_the_worker(world):
     assert world.status.restarts == {RestartReason.MEMORY: 1}
 
 
+def test_a_swap_may_hold_two_versions_in_memory_but_not_three(world):
+    world.supervisor.holds_two = True
+    world.worker.memory = 2**31 - 1
+    world.tick()
+    world.tick()
+    assert world.status.restarts == {}
+    world.worker.memory = 2**31 + 1
+    world.tick()
+    world.tick()
+    assert world.status.restarts == {RestartReason.MEMORY: 1}
+
+
 def test_a_worker_that_does_not_obey_is_killed_after_the_grace(world):
     world.worker.obeys = False
     world.supervisor.restart("new flags")
