@@ -195,7 +195,8 @@ class Dispatcher:
         self._link = None
         self.pending_since = None
         lost, self._running = list(self._running.values()), {}
-        suspects = [t for t in lost if t.number in blamed and not t.request.golden]
+        guilty = () if planned else blamed
+        suspects = [t for t in lost if t.number in guilty and not t.request.golden]
         for ticket in reversed(lost):
             if ticket.state is TicketState.DONE:
                 continue
