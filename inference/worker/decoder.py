@@ -73,6 +73,7 @@ class Decoder:
         self._metadata = metadata
         self._limits = limits or DecoderLimits()
         self._encoder = encoder
+        self._tokens_concatenate = type(tokenizer.decoder).__name__ == "ByteLevel"
         self._end_ids = frozenset(map(tokenizer.token_to_id, metadata.end_tokens))
         self.cache = cache
         self._heartbeat = heartbeat
@@ -158,7 +159,7 @@ class Decoder:
 
     def _sequence(self, request: Generate, ids: list[int]) -> DecoderSequence:
         room = self._metadata.max_context_tokens - len(ids)
-        text = TextStream(self._decode_tokens, request.stop)
+        text = TextStream(self._decode_tokens, request.stop, concatenates=self._tokens_concatenate)
         return DecoderSequence(
             request=request,
             ids=ids,

@@ -21,12 +21,19 @@ class TextStream:
     Args:
         decode: Turns tokens into text.
         stops: Texts that end the answer; neither they nor what follows is part of it.
+        concatenates: Whether each token's text is the same wherever it stands, as with byte-level
+            tokenizers; what was decoded once is then not decoded again.
     """
 
-    __slots__ = ("_context", "_decode", "_read", "_sent", "_stops", "stopped", "text")
+    __slots__ = (
+        "_concatenates", "_context", "_decode", "_read", "_sent", "_stops", "stopped", "text",
+    )  # fmt: skip
 
-    def __init__(self, decode: Decode, stops: Sequence[str] = ()) -> None:
+    def __init__(
+        self, decode: Decode, stops: Sequence[str] = (), *, concatenates: bool = False
+    ) -> None:
         self._decode = decode
+        self._concatenates = concatenates
         self._stops = stops
         self._context = 0  # first token that is decoded again
         self._read = 0  # tokens whose text is complete
@@ -40,19 +47,23 @@ class TextStream:
         """Take in all tokens so far; ``last`` gives up waiting for the rest of a character."""
         if self.stopped or len(tokens) == self._read:
             return
-        known = self._decode(tokens[self._context : self._read])
+        again = self._context < self._read
+        known = self._decode(tokens[self._context : self._read]) if again else ""
         text = self._decode(tokens[self._context :])
         if not last and (len(text) <= len(known) or text.endswith(_INCOMPLETE)):
             return
         self._context, self._read = self._read, len(tokens)
+        if self._concatenates:
+            self._context = self._read
         before = len(self.text)
         self.text += text[len(known) :]
-        self._find_stop(before)
+        if self._stops:
+            self._find_stop(before)
 
     def take(self, *, last: bool = False) -> str:
         """Return the text that was not taken yet, as far as no stop text can begin in it."""
         until = len(self.text)
-        if not (last or self.stopped):
+        if self._stops and not (last or self.stopped):
             until -= max((_overlap(self.text, stop) for stop in self._stops), default=0)
         if until <= self._sent:
             return ""

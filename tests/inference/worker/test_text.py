@@ -14,9 +14,9 @@ def _decode(tokens):
     return bytes(tokens).decode(errors="replace")
 
 
-@given(BYTES, st.lists(st.integers(1, 4), max_size=30))
-def test_the_parts_add_up_to_the_text_however_it_is_read(data, sizes):
-    stream = TextStream(_decode)
+@given(BYTES, st.lists(st.integers(1, 4), max_size=30), st.booleans())
+def test_the_parts_add_up_to_the_text_however_it_is_read(data, sizes, concatenates):
+    stream = TextStream(_decode, concatenates=concatenates)
     parts, at = [], 0
     for size in sizes:
         at = min(at + size, len(data))
@@ -27,10 +27,10 @@ def test_the_parts_add_up_to_the_text_however_it_is_read(data, sizes):
     assert "".join(parts) == stream.text == _decode(data)
 
 
-@given(st.text(), st.lists(st.integers(1, 4), max_size=30))
-def test_no_part_of_a_character_is_shown(text, sizes):
+@given(st.text(), st.lists(st.integers(1, 4), max_size=30), st.booleans())
+def test_no_part_of_a_character_is_shown(text, sizes, concatenates):
     data = text.encode()
-    stream, at = TextStream(_decode), 0
+    stream, at = TextStream(_decode, concatenates=concatenates), 0
     for size in sizes:
         at += size
         stream.read(data[:at])
