@@ -146,6 +146,9 @@ class Dispatcher:
             if ticket.request.deadline <= now:
                 self._expire(ticket)
                 continue
+            if self._hopeless(ticket, now):
+                self._end(ticket, _no_time_left())
+                continue
             if not self._running:
                 self.pending_since = now
             ticket.state = TicketState.RUNNING
@@ -232,6 +235,10 @@ class Dispatcher:
             self._end(ticket, message)
         else:
             self._end(ticket, _error_of(message))
+            if message.code == "deadline":
+                # It held its slot for that long: without this, an engine that has become too slow
+                # for everybody would look as fast as before, and the queue fill with the lost.
+                self.queue.finished(self._clock() - ticket.dispatched_at, self.running)
         self.pump()
 
     def _end(self, ticket: Ticket, event: Finished | ServiceError) -> None:
@@ -241,6 +248,13 @@ class Dispatcher:
         self._record(ticket, self._outcome(ticket, event))
         self._on_end(ticket, event)
         ticket.put(event)
+
+    def _hopeless(self, ticket: Ticket, now: float) -> bool:
+        """Say whether a slot would be wasted on it, while others wait who may have the time."""
+        if ticket.canary or not self.queue.depth or not self.queue.drain_rate.fresh:
+            return False
+        expected = self.times.seconds(ticket.request.task, ticket.max_tokens)
+        return expected is not None and now + expected > ticket.deadline
 
     def _measure(self, ticket: Ticket, answer: Finished) -> None:
         """Learn how long requests take."""
@@ -304,6 +318,14 @@ def generate(ticket: Ticket) -> Generate:
         ignore_eos=request.ignore_eos,
         min_tokens=request.min_tokens,
         messages=[list(message) for message in request.messages],
+    )
+
+
+def _no_time_left() -> DeadlineExceededError:
+    return DeadlineExceededError(
+        "too little time was left when a slot was free",
+        reason="deadline_unreachable",
+        retry_after_seconds=1.0,
     )
 
 

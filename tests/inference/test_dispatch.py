@@ -162,3 +162,45 @@ def test_a_request_stuck_in_its_slot_is_the_engines_failure_and_a_short_deadline
         assert bench.dispatcher.breaker.counts()[1] == 1
 
     run(scenario)
+
+
+def test_a_slot_that_was_held_until_a_deadline_counts_as_long_as_it_was_held():
+    def scenario():
+        bench = Bench(max_queue=9, circuit_breaker=False)
+        bench.finish(bench.submit())
+        stuck = bench.submit(seconds=3.0)
+        bench.now += 3.0
+        bench.fail(stuck, "deadline")
+        assert bench.dispatcher.queue.drain_rate.service_seconds > 1.0
+        bench.submit()
+        bench.submit()
+        with pytest.raises(OverloadedError) as refusal:
+            bench.submit(seconds=2.0)
+        assert refusal.value.reason == "deadline_unreachable"
+
+    run(scenario)
+
+
+def test_no_slot_is_wasted_on_what_has_no_time_left_while_others_wait():
+    def scenario():
+        bench = Bench(max_queue=9, circuit_breaker=False)
+        bench.finish(bench.submit(), seconds=1.0)
+        running = bench.submit()
+        late, last = bench.submit(seconds=2.9), bench.submit(seconds=40.0)
+        bench.finish(running, seconds=2.5)
+        assert bench.generated[-1] == last.number
+        assert bench.ended[-1][0] is late
+        assert bench.ended[-1][1].reason == "deadline_unreachable"
+
+    run(scenario)
+
+
+def test_the_last_one_is_given_its_slot_whatever_the_estimate_says():
+    def scenario():
+        bench = Bench(max_queue=9, circuit_breaker=False)
+        bench.finish(bench.submit(), seconds=1.0)
+        running, late = bench.submit(), bench.submit(seconds=2.9)
+        bench.finish(running, seconds=2.5)
+        assert bench.generated[-1] == late.number
+
+    run(scenario)
