@@ -7,6 +7,7 @@ httptools and uvicorn bound none of these. A client over a limit is told why whe
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import socket
 from typing import ClassVar
@@ -32,6 +33,9 @@ from inference.settings import InferenceSettings
 
 _log = structlog.get_logger(__name__)
 
+# uvicorn warns of each request that is no HTTP: whoever sends such could fill the log. Counted here.
+_SERVER_LOG = logging.getLogger("inference.protocol.server")
+_SERVER_LOG.setLevel(logging.ERROR)
 # Above what browsers and proxies send; vLLM's CVE-2025-48956 was a head without a limit.
 MAX_HEAD_BYTES = 64 * 1024
 MAX_HEADERS = 128
@@ -57,6 +61,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Count the connection; it owes us a head from now on."""
+        self.logger = _SERVER_LOG
         super().connection_made(transport)
         self._address = self.client[0] if self.client else ""
         self._refusal = self.counts.enter(self._address, self.settings)

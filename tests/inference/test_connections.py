@@ -112,13 +112,14 @@ def test_a_head_that_is_too_large_or_has_too_many_lines_is_a_431(live):
         b"GET / HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
     ],
 )
-def test_what_is_no_http_is_a_400_in_the_usual_shape(live, sent):
+def test_what_is_no_http_is_a_400_in_the_usual_shape(live, sent, caplog):
     with _connect(live) as client:
         client.sendall(sent)
         answer = _all(client)
         assert answer.startswith(b"HTTP/1.1 400 ")
         assert _error(answer)["reason"] == "invalid_http"
         assert b"x-request-id: req-" in answer
+    assert not caplog.records, "a stranger's bytes must not fill the log"
 
 
 def test_a_body_that_drips_is_a_408_long_before_the_whole_time(start):
