@@ -37,6 +37,8 @@ class FastProtocol(BoundedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Cancel what is on the lane."""
         self._cancel_body_timer()
+        self._idle_since = 0.0
+        self._unset_keepalive_if_required()  # uvicorn forgets it where the client broke off
         fast, self._fast = self._fast, None
         if fast is not None and not fast.response_complete:
             self.lane.cancel(fast)

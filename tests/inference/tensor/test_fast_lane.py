@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from inference.api.fast_lane import FastLane
+from inference.fast_protocol import FastProtocol
 
 ROW = [0.5] * 64
 X = {"name": "x", "datatype": "FP32", "shape": [1, 64], "data": ROW}
@@ -274,6 +275,37 @@ def test_a_client_that_leaves_leaves_nothing_behind(start, tools, tensor_reposit
         assert live.metric("llm_requests_total", model="mlp", status="499") == 3
         assert live.metric("llm_requests_cancelled_total", model="mlp") == 3
         assert dispatcher.idle
+
+
+def test_a_closed_connection_leaves_no_timer(tensor_live, tools, monkeypatch):
+    lost = []
+    connection_lost = FastProtocol.connection_lost
+
+    def spy(protocol, error):
+        lost.append(protocol)
+        connection_lost(protocol, error)
+
+    monkeypatch.setattr(FastProtocol, "connection_lost", spy)
+    with _connect(tensor_live) as connection, connection.makefile("rb") as file:
+        connection.sendall(_request())
+        assert _read(file)[0] == 200
+    tools.eventually(lambda: lost, "the server sees it")
+    tools.eventually(lambda: lost[0].parser is None, "it is done with it")
+
+    assert lost[0].timeout_keep_alive_task is None
+
+
+def test_an_idle_connection_is_closed_after_its_time_and_not_before(start, tensor_repository):
+    with (
+        start(models=("mlp",), repository=tensor_repository, keep_alive_seconds=2) as live,
+        _connect(live) as connection,
+        connection.makefile("rb") as file,
+    ):
+        for _ in range(4):
+            time.sleep(0.7)  # the client thinks, for longer than the limit in all
+            connection.sendall(_request())
+            assert _read(file)[0] == 200
+        assert file.read() == b""
 
 
 def test_a_deadline_ends_a_request_on_the_lane(start, seen, tensor_repository):
