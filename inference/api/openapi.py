@@ -60,6 +60,10 @@ _HEADERS: dict[str, dict[str, Any]] = {
         "description": "Seconds after which there should be room, from the measured drain rate.",
         "schema": {"type": "integer", "minimum": 1},
     },
+    "Retry-After-Ms": {
+        "description": "The same in milliseconds, for clients that know it.",
+        "schema": {"type": "integer", "minimum": 1},
+    },
 }
 _REQUEST_HEADERS: dict[str, tuple[str, dict[str, Any]]] = {
     "X-Request-Id": ("Comes back if it is 64 of `A-Za-z0-9._-`.", {"type": "string"}),
@@ -256,7 +260,7 @@ def _complete(schemas: dict[str, Any], path: str, method: str, stub: dict[str, A
 def _error(path: str, status: int) -> dict[str, Any]:
     shape = answers.OipError if path.startswith("/v2") else answers.OpenAiError
     reference = {"$ref": _REF.format(model=shape.__name__)}
-    more = ("Retry-After",) if status in {429, 503} else ()
+    more = ("Retry-After", "Retry-After-Ms") if status in {429, 503} else ()
     return {
         "description": _ERRORS[status],
         "headers": _headers(*more),
