@@ -20,7 +20,7 @@ def test_every_error_is_documented_and_has_an_error_status(kind):
 TAXONOMY = {
     "invalid_input": {400, 404, 422},
     "unsupported": {400, 404, 405, 415},
-    "too_large": {413},
+    "too_large": {413, 431},
     "rate_limited": {429},
     "overloaded": {429},
     "deadline_exceeded": {408, 504},

@@ -147,14 +147,15 @@ def test_a_canary_that_fails_for_ever_restarts_nothing(start, tools, probes):
 
 def test_a_canary_that_is_late_under_load_does_not_take_the_service_out(start, tools, probes):
     """Dynamo #8165 and Ray #54070: one probe that timed out under load was taken for a failure."""
-    with start(slots=1, canary_interval_seconds=0.1, canary_deadline_seconds=0.3) as live:
+    # The last proof may be 2.3 s old here, so that a single late one leaves a second to spare.
+    with start(slots=1, canary_interval_seconds=1.0, canary_deadline_seconds=0.3) as live:
         live.fault("engine_slow", step_seconds=0.1)
 
         def busy():
             return live.metric("canary_checks_total", model="tiny", outcome="busy")
 
         with _Watch(live, "/health/ready") as watch:
-            assert live.complete(max_tokens=10).status_code == 200
+            assert live.complete(max_tokens=15).status_code == 200
             tools.eventually(lambda: busy() >= 1, "a canary that was too late")
             live.admin.delete("/admin/faults")
         assert watch.bad == []
