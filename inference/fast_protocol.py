@@ -14,6 +14,7 @@ from typing import Any, ClassVar, cast
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 from inference.api.fast_lane import FastExchange, FastLane, PlainHead
+from inference.api.known_head import KnownHead
 from inference.protocol import MAX_HEADERS, BoundedProtocol, protocol_of
 from inference.service import InferenceService
 
@@ -30,6 +31,10 @@ class FastProtocol(BoundedProtocol):
 
     _fast: FastExchange | None = None
     _last_head: PlainHead | None = None
+    _known_head: KnownHead | None = None
+    """The bytes of `_last_head`."""
+    _at_boundary = False
+    """Whether the parser has seen the end of a message and nothing of the next one."""
     _idle_since = 0.0
     _body_timer: asyncio.TimerHandle | None = None
     _lines: ClassVar[tuple[Any, bytes]] = (None, b"")
@@ -46,9 +51,18 @@ class FastProtocol(BoundedProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse; a body that does not come soon goes on in the ordinary way, which bounds it."""
+        known, boundary = self._known_head, self._between_requests()
+        if known is not None and boundary:
+            body = known.body_of(data)
+            if body is not None and self._take_known(body):
+                return
         super().data_received(data)
         fast = self._fast
-        if fast is not None and not fast.complete and self._body_timer is None:
+        if fast is None:
+            return
+        if fast.complete:
+            self._known_head = self._learn(data, fast) if boundary else None
+        elif self._body_timer is None:
             if fast.head.length > _LANE_BODY_BYTES:
                 self._leave_lane(fast)
             else:
@@ -58,7 +72,7 @@ class FastProtocol(BoundedProtocol):
         """Begin a head; the scope is made only for those who take the ordinary way."""
         self.url = b""
         self.headers = []
-        self._in_head, self._head_bytes = True, 0
+        self._in_head, self._head_bytes, self._at_boundary = True, 0, False
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Keep a header, up to a number."""
@@ -90,6 +104,7 @@ class FastProtocol(BoundedProtocol):
 
     def on_message_complete(self) -> None:
         """Admit a request on the lane."""
+        self._at_boundary = True
         fast = self._fast
         if fast is None or fast.complete:
             super().on_message_complete()
@@ -106,11 +121,9 @@ class FastProtocol(BoundedProtocol):
         exchange.complete = exchange.response_complete = True
         if self._fast is exchange:
             self._fast = None
-        parts = [STATUS_LINE[status], self._default_lines(), head]
-        if not exchange.keep_alive:
-            parts.append(b"connection: close\r\n")
-        parts += (b"content-length: %d\r\n\r\n" % len(body), body)
-        self.transport.write(b"".join(parts))
+        close = b"" if exchange.keep_alive else b"connection: close\r\n"
+        lines = STATUS_LINE[status], self._default_lines(), head, close, len(body), body
+        self.transport.write(b"%b%b%b%bcontent-length: %d\r\n\r\n%b" % lines)
         if not exchange.keep_alive:
             self.transport.close()
         elif self.pipeline:
@@ -161,6 +174,39 @@ class FastProtocol(BoundedProtocol):
             self._last_head = fast.head
             fast.keep_alive = parser.should_keep_alive()
         return fast
+
+    def _between_requests(self) -> bool:
+        cycle = self.cycle
+        return (
+            self._at_boundary
+            and self._head_timer is None
+            and (cycle is None or cycle.response_complete)
+            and not self.pipeline
+        )
+
+    def _learn(self, data: bytes, fast: FastExchange) -> KnownHead | None:
+        if not fast.keep_alive or not self._at_boundary:
+            return None
+        most_bytes = min(_LANE_BODY_BYTES, self.settings.tensor_max_body_bytes)
+        return KnownHead.learn(data, fast.body, most_bytes)
+
+    def _take_known(self, body: bytes) -> bool:
+        """Admit a request whose head is that of the one before it, without parsing it again.
+
+        Return False if it has to be parsed after all; nothing has happened then.
+        """
+        if self._last_head is None or self.flow.write_paused or self.transport.is_closing():
+            return False
+        fast = self.lane.again(self, self._last_head)
+        if fast is None:
+            return False
+        fast.body = body
+        before, self.cycle, self._fast = self.cycle, cast("RequestResponseCycle", fast), fast
+        if not self.lane.submit(fast):
+            self.cycle, self._fast = before, None
+            return False
+        fast.complete = True
+        return True
 
     def _leave_lane(self, fast: FastExchange) -> None:
         """Begin the ordinary way for a request that has been on the lane so far."""

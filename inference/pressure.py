@@ -68,12 +68,13 @@ class PressureMeter:
     """Counts over one interval; belongs to the event loop."""
 
     def __init__(self) -> None:
+        self._arrived = 0
         self._counts: Counter[str] = Counter()
         self._wait_shares = 0.0
 
     def arrived(self) -> None:
         """Count a user's request."""
-        self._counts["arrived"] += 1
+        self._arrived += 1
 
     def refused(self, reason: str) -> None:
         """Count a refusal."""
@@ -93,8 +94,9 @@ class PressureMeter:
     def read(self, *, engine_down: str, memory_share: float) -> Signals:
         """Return what the interval showed, and begin the next."""
         counts, self._counts = self._counts, Counter()
+        arrived, self._arrived = self._arrived, 0
         shares, self._wait_shares = self._wait_shares, 0.0
-        enough = max(counts["arrived"], counts["refused"])
+        enough = max(arrived, counts["refused"])
         return Signals(
             wait_share=shares / counts["waited"] if counts["waited"] >= _LEAST_ARRIVALS else 0.0,
             refused_share=counts["refused"] / enough if enough >= _LEAST_ARRIVALS else 0.0,

@@ -61,10 +61,12 @@ class PriorityQueue(Generic[Item]):
 
     def pop(self) -> Item | None:
         """Take the item whose turn it is."""
-        heads = [next(iter(lane)) for lane in self._lanes if lane]
-        if not heads:
+        filled = [lane for lane in self._lanes if lane]
+        if len(filled) == 1:
+            return filled[0].popitem(last=False)[0]
+        if not filled:
             return None
-        first = heads[0] if len(heads) == 1 else min(heads, key=self._turn)
+        first = min((next(iter(lane)) for lane in filled), key=self._turn)
         del self._lanes[first.priority][first]
         return first
 

@@ -119,6 +119,8 @@ class InferenceService:
             self.metrics.registry.register(TraceCollector(self.tracing.export))
         self.gate = Gate(settings, clock, wall_clock)
         self._meter = PressureMeter()
+        self.count_arrival = self._meter.arrived
+        """Counts a user's request for the signals that move the degradation level."""
         self.poison = PoisonGuard(
             settings,
             lambda case: self.hosts[case.model].sandbox(case.version),
@@ -301,10 +303,6 @@ class InferenceService:
         if route.reason:
             self.metrics.fell_back(request.model, route.model, route.reason.value)
         return ticket, route
-
-    def count_arrival(self) -> None:
-        """Count a user's request for the signals that move the degradation level."""
-        self._meter.arrived()
 
     def check_admission(self, request: Degradable) -> None:
         """Count an arrival, and apply what holds for all models.

@@ -136,6 +136,9 @@ class FastLane:
 
     def __init__(self, service: InferenceService) -> None:
         self._service = service
+        watched = service.tracing is not None or service.settings.audit_access
+        # Nobody watches each request, or asks who it is: as long as this service lives.
+        self._open = not watched and service.gate.anonymous
         self._targets: dict[bytes, _Target] = {}
         self._next_id = _request_ids()
         self._on_done = self._done
@@ -153,18 +156,20 @@ class FastLane:
             headers: All of them, names in lower case.
             last: Head of the request before on this connection, if that was plain.
         """
-        service = self._service
-        watched = service.tracing is not None or service.settings.audit_access
-        if watched or not service.gate.anonymous:
-            return None
-        target = self._target(url)
+        target = self._target(url) if self._open else None
         if target is None:
             return None
         if last is None or last.target is not target or last.headers != headers:
             last = self._read_head(url, headers, target)
             if last is None:
                 return None
-        return FastExchange(connection, last, service.clock())
+        return FastExchange(connection, last, self._service.clock())
+
+    def again(self, connection: Connection, head: PlainHead) -> FastExchange | None:
+        """Return an exchange for a request with the same head once more, or None."""
+        if not self._open or self._target(head.url) is not head.target:
+            return None
+        return FastExchange(connection, head, self._service.clock())
 
     def _read_head(self, url: bytes, headers: list[Header], target: _Target) -> PlainHead | None:
         found: dict[bytes, bytes] = {}
@@ -208,7 +213,7 @@ class FastLane:
         exchange.request_id = (
             request_id_from(head.request_id) if head.request_id else self._next_id()
         )
-        exchange.level = int(service.degradation.level)
+        exchange.level = int(service.gate.degradation.level)
         ticket = TensorTicket(
             request_id=exchange.request_id,
             model=head.target.model,
@@ -227,8 +232,9 @@ class FastLane:
             self._refuse(exchange, error)
             return True
         exchange.ticket = ticket
-        exchange.answered_by, exchange.fallback = route.model, route.reason.value
+        exchange.answered_by = route.model
         if route.reason:
+            exchange.fallback = route.reason.value
             exchange.level = int(service.level_of(ticket, route.model))
         return True
 

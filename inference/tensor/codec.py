@@ -26,6 +26,7 @@ HEADER_LENGTH = "inference-header-content-length"
 _MAX_ID_CHARACTERS = 256
 # Structs of small tensors are kept; that is where compiling one costs more than using it.
 _KEPT_VALUES = 4096
+_KEPT_HEADS = 256
 _structs: dict[tuple[str, int], struct.Struct] = {}
 _NOTHING = memoryview(b"")
 
@@ -140,6 +141,7 @@ class InferCodec:
         self.outputs = tuple(outputs)
         self._all = tuple(WantedOutput(index, False) for index in range(len(outputs)))
         self._heads = [_output_head(info) for info in outputs]
+        self._shaped_heads: dict[tuple[int, int, tuple[int, ...]], bytes] = {}
         self._plain = len(self.inputs) == 1 and _is_plain(self.inputs[0])
         if self._plain:
             info = self.inputs[0]
@@ -172,8 +174,7 @@ class InferCodec:
         separator = b"["
         for wanted in request.wanted:
             array = answer.arrays[wanted.index]
-            shape = b",".join(b"%d" % size for size in (request.rows, *array.shape[1:]))
-            parts += (separator, self._heads[wanted.index], shape)
+            parts += (separator, self._output_head(wanted.index, request.rows, array.shape[1:]))
             if wanted.binary:
                 payload = bytes(array_bytes(array[offset:until]))
                 payloads.append(payload)
@@ -187,6 +188,17 @@ class InferCodec:
         if not payloads:
             return body, 0
         return body + b"".join(payloads), len(body)
+
+    def _output_head(self, index: int, rows: int, row_shape: tuple[int, ...]) -> bytes:
+        """Return an output's JSON as far as its shape's last size; most answers have the same."""
+        key = index, rows, row_shape
+        head = self._shaped_heads.get(key)
+        if head is None:
+            shape = b",".join(b"%d" % size for size in (rows, *row_shape))
+            head = self._heads[index] + shape
+            if len(self._shaped_heads) < _KEPT_HEADS:
+                self._shaped_heads[key] = head
+        return head
 
     def _decode_plain(self, document: Mapping[str, Any]) -> InferRequest | None:
         """Read a request of the plain form; None if it has another one, or a fault."""

@@ -351,3 +351,79 @@ def start(tools, tmp_path):
         return tools.run_service(repository, tmp_path / "state", **settings)
 
     return begin
+
+
+@pytest.fixture
+def parsed(monkeypatch: pytest.MonkeyPatch):
+    """The requests that were parsed, by their number on all connections together."""
+    begun: list[int] = []
+    begin = FastProtocol.on_message_begin
+
+    def spy(protocol):
+        begun.append(1)
+        begin(protocol)
+
+    monkeypatch.setattr(FastProtocol, "on_message_begin", spy)
+    return begun
+
+
+def test_a_head_that_comes_again_is_not_parsed_again(tensor_live, seen, parsed):
+    rows = [[float(number % 7)] * 64 for number in range(12)]
+    with _connect(tensor_live) as connection, connection.makefile("rb") as file:
+        answers = []
+        for row in rows:
+            connection.sendall(_request(_body(data=row)))
+            answers.append(_read(file))
+    assert len(parsed) == 2  # the first that came after a whole message is learnt from
+    assert seen == [True] * len(rows)
+    assert [status for status, _, _ in answers] == [200] * len(rows)
+    alone = {
+        row[0]: tensor_live.client.post(PATH, content=_body(data=row), headers=ORDINARY).json()
+        for row in rows
+    }
+    for row, (_, _, body) in zip(rows, answers, strict=True):
+        assert json.loads(body)["outputs"] == alone[row[0]]["outputs"]
+    assert len({headers["x-request-id"] for _, headers, _ in answers}) == len(rows)
+
+
+def test_faults_and_other_heads_are_parsed_after_all(tensor_live, parsed):
+    with _connect(tensor_live) as connection, connection.makefile("rb") as file:
+        expected = []
+        for request, status in [
+            (_request(), 200), (_request(), 200), (_request(b"{"), 400), (_request(), 200),
+            (_request(_body(name="z")), 400), (_request(extra="X-Request-Id: a\r\n"), 200),
+            (_request(path="/v2/models/none/infer"), 404), (_request(), 200), (_request(), 200),
+        ]:  # fmt: skip
+            connection.sendall(request)
+            assert _read(file)[0] == status
+            expected.append(status)
+        # In pieces, and two at once.
+        request = _request()
+        connection.sendall(request[:70])
+        time.sleep(0.05)  # what the client does, not what is waited for
+        connection.sendall(request[70:])
+        assert _read(file)[0] == 200
+        connection.sendall(request + request)
+        assert [_read(file)[0], _read(file)[0]] == [200, 200]
+    assert len(parsed) >= 7
+
+
+def test_a_known_head_inside_a_body_is_a_body(tensor_live, seen):
+    """A message that was answered before its end goes on; what looks like a request is its body."""
+    known = _request()
+    with _connect(tensor_live) as connection, connection.makefile("rb") as file:
+        for _ in range(3):
+            connection.sendall(known)
+            assert _read(file)[0] == 200
+        taken = len(seen)
+        connection.sendall(
+            b"POST /health/live HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(known)
+        )
+        assert _read(file)[0] == 405
+        connection.sendall(known)
+        connection.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+        line = file.readline()
+        assert line in {b"", b"HTTP/1.1 200 OK\r\n"}  # closed, or the next answer
+        rest = file.read(16)
+        assert b"model_name" not in rest
+    assert len(seen) == taken
