@@ -104,6 +104,11 @@ class CircuitBreaker:
         return self._state
 
     @property
+    def closed(self) -> bool:
+        """Whether everybody passes."""
+        return self._state is BreakerState.CLOSED
+
+    @property
     def retry_after_seconds(self) -> float:
         """How long it will certainly refuse."""
         if self._state is BreakerState.CLOSED:

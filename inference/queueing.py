@@ -61,12 +61,13 @@ class PriorityQueue(Generic[Item]):
 
     def pop(self) -> Item | None:
         """Take the item whose turn it is."""
-        filled = [lane for lane in self._lanes if lane]
-        if len(filled) == 1:
-            return filled[0].popitem(last=False)[0]
-        if not filled:
+        high, normal, low = self._lanes
+        if normal and not high and not low:  # as almost always
+            return normal.popitem(last=False)[0]
+        heads = [next(iter(lane)) for lane in self._lanes if lane]
+        if not heads:
             return None
-        first = min((next(iter(lane)) for lane in filled), key=self._turn)
+        first = min(heads, key=self._turn)
         del self._lanes[first.priority][first]
         return first
 

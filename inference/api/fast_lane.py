@@ -29,7 +29,7 @@ from inference.metrics import BoundMetrics
 from inference.model import ModelKind
 from inference.queueing import Priority
 from inference.service import InferenceService
-from inference.tensor.codec import InferRequest, answer_head, parse_json
+from inference.tensor.codec import InferRequest, answer_head
 from inference.tensor.requests import TensorTicket
 
 _log = structlog.get_logger(__name__)
@@ -99,7 +99,8 @@ class PlainHead:
     length: int
     """Bytes of the body."""
     request_id: str
-    timeout: str
+    seconds: float
+    """Deadline, as the client shortened it."""
     header_length: str
 
 
@@ -167,7 +168,8 @@ class FastLane:
 
     def again(self, connection: Connection, head: PlainHead) -> FastExchange | None:
         """Return an exchange for a request with the same head once more, or None."""
-        if not self._open or self._target(head.url) is not head.target:
+        target = head.target
+        if not self._open or self._service.hosts.get(target.model) is not target.host:
             return None
         return FastExchange(connection, head, self._service.clock())
 
@@ -189,6 +191,11 @@ class FastLane:
             or not 0 < int(length) <= self._service.settings.tensor_max_body_bytes
         ):
             return None
+        timeout = found.get(b"x-request-timeout-ms", b"").decode("latin-1")
+        try:
+            seconds = timeout_seconds(timeout, self._service.settings.tensor_deadline_seconds)
+        except ServiceError:
+            return None
         return PlainHead(
             url=url,
             headers=headers,
@@ -196,7 +203,7 @@ class FastLane:
             priority=priority,
             length=int(length),
             request_id=found.get(b"x-request-id", b"").decode("latin-1"),
-            timeout=found.get(b"x-request-timeout-ms", b"").decode("latin-1"),
+            seconds=seconds,
             header_length=header_length.decode("latin-1"),
         )
 
@@ -204,9 +211,7 @@ class FastLane:
         """Admit a whole request; return False if it should take the ordinary way after all."""
         service, head = self._service, exchange.head
         try:
-            document, binary = parse_json(exchange.body, head.header_length)
-            request = head.target.tensors.codec.decode(document, binary)
-            seconds = timeout_seconds(head.timeout, service.settings.tensor_deadline_seconds)
+            request = head.target.tensors.codec.read(exchange.body, head.header_length)
         except ServiceError:
             return False
         exchange.request = request
@@ -220,7 +225,7 @@ class FastLane:
             rows=request.rows,
             shapes=request.shapes,
             data=request.data,
-            deadline=exchange.started_at + seconds,
+            deadline=exchange.started_at + head.seconds,
             on_done=self._on_done,
             owner=exchange,
             priority=head.priority,

@@ -176,9 +176,10 @@ class TensorDispatcher:
                 f"the request has {ticket.rows} rows; {self._model} takes {limit} at once",
                 reason="too_many_rows",
             )
-        permit = ask_breaker(self.breaker, self._model, canary=ticket.canary)
-        if permit is Permit.PROBE:
-            self._probe = ticket
+        if self.breaker is not None and not self.breaker.closed:
+            permit = ask_breaker(self.breaker, self._model, canary=ticket.canary)
+            if permit is Permit.PROBE:
+                self._probe = ticket
         try:
             self.queue.admit(ticket, self._running_rows, limit, now)
         except ServiceError as error:
@@ -383,7 +384,7 @@ class TensorDispatcher:
             ticket.answer, ticket.offset = answer, offset
             offset += ticket.rows
             failure: ServiceError | None = None
-            if len(invalid) and np.any((invalid >= ticket.offset) & (invalid < offset)):
+            if done.invalid_rows and np.any((invalid >= ticket.offset) & (invalid < offset)):
                 failure = EngineFailedError(
                     "the model's output is not finite",
                     reason="invalid_output",

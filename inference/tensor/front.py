@@ -41,7 +41,8 @@ class TensorFront:
         """
         service = self._service
         try:
-            if self._calm(ticket):
+            calm = ticket.model == self._calm_route.model and not ticket.canary
+            if calm or self._calm(ticket):
                 service.count_arrival()
                 self._calm_tensors.submit(ticket)
                 return self._calm_route
@@ -65,17 +66,16 @@ class TensorFront:
         Found out once for all requests of one turn of the event loop: nobody drains, nothing is
         given up, limited or suspected, and the engine works.
         """
-        if ticket.model != self._calm_route.model:
-            service = self._service
-            route = service.route(ticket.model, canary=False)
-            host = service.hosts[route.model]
-            if route.reason or not service.gate.calm or not service.poison.quarantine.empty:
-                return False
-            if not host.works_now or ticket.canary:
-                return False
-            self._calm_route, self._calm_tensors = route, host.tensors
-            asyncio.get_running_loop().call_soon(self._forget_calm)
-        return not ticket.canary
+        service = self._service
+        route = service.route(ticket.model, canary=False)
+        host = service.hosts[route.model]
+        if route.reason or not service.gate.calm or not service.poison.quarantine.empty:
+            return False
+        if not host.works_now or ticket.canary:
+            return False
+        self._calm_route, self._calm_tensors = route, host.tensors
+        asyncio.get_running_loop().call_soon(self._forget_calm)
+        return True
 
     def _forget_calm(self) -> None:
         self._calm_route = _NO_ROUTE

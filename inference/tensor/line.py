@@ -138,7 +138,7 @@ class TensorLine:
         return batch
 
     def _check_room(self, ticket: TensorTicket, running_rows: int, limit: int, now: float) -> None:
-        wait = self.wait_seconds(self.rows + running_rows, limit)
+        wait = (self.rows + running_rows) / limit * self._cost.seconds(limit)
         if self.depth >= self.max_queue:
             message, reason = f"the queue is full ({self.max_queue} requests wait)", "queue_full"
         elif wait > self._max_wait_seconds:

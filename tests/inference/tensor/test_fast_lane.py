@@ -77,10 +77,10 @@ FAULTY = [
     (_body(data=ROW[:-1]), JSON),
     (json.dumps({"id": 5, "inputs": [X]}).encode(), JSON),
     (json.dumps({"id": "x" * 257, "inputs": [X]}).encode(), JSON),
-    (_body(), {**JSON, "x-request-timeout-ms": "soon"}),
     (BINARY[:-1], BINARY_HEADERS),
 ]
 OTHER = [
+    (_body(), {**JSON, "x-request-timeout-ms": "soon"}),
     (_body(), {"content-type": "text/plain"}),
     (_body(), {**JSON, "x-galen-canary": "1"}),
     (_body(), {**JSON, "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}),
