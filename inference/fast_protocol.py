@@ -121,8 +121,13 @@ class FastProtocol(BoundedProtocol):
         exchange.complete = exchange.response_complete = True
         if self._fast is exchange:
             self._fast = None
+        headers = self.server_state.default_headers
+        known, default_lines = FastProtocol._lines
+        if known is not headers:  # they change once a second
+            default_lines = b"".join(b"%b: %b\r\n" % header for header in headers)
+            FastProtocol._lines = headers, default_lines
         close = b"" if exchange.keep_alive else b"connection: close\r\n"
-        lines = STATUS_LINE[status], self._default_lines(), head, close, len(body), body
+        lines = STATUS_LINE[status], default_lines, head, close, len(body), body
         self.transport.write(b"%b%b%b%bcontent-length: %d\r\n\r\n%b" % lines)
         if not exchange.keep_alive:
             self.transport.close()
@@ -130,7 +135,9 @@ class FastProtocol(BoundedProtocol):
             self.on_response_complete()
         else:
             self.server_state.total_requests += 1
-            self._await_request()
+            self._idle_since = time.monotonic()
+            if self.timeout_keep_alive_task is None:
+                self._start_keep_alive_timer(self.timeout_keep_alive)
 
     def timeout_keep_alive_handler(self) -> None:
         """Close a connection on which nothing was asked for long enough."""
@@ -147,11 +154,6 @@ class FastProtocol(BoundedProtocol):
         # One timer outlives many requests: to set and cancel one each time costs as much as parsing.
         if not self._idle_since:
             super()._unset_keepalive_if_required()
-
-    def _await_request(self) -> None:
-        self._idle_since = time.monotonic()
-        if self.timeout_keep_alive_task is None:
-            self._start_keep_alive_timer(self.timeout_keep_alive)
 
     def _start_keep_alive_timer(self, seconds: float) -> None:
         self.timeout_keep_alive_task = self.loop.call_later(
@@ -237,15 +239,6 @@ class FastProtocol(BoundedProtocol):
         if fast is not None and fast.complete:
             return cast("RequestResponseCycle", fast)
         return super()._answering()
-
-    def _default_lines(self) -> bytes:
-        """Return uvicorn's own headers, which change once a second."""
-        headers = self.server_state.default_headers
-        known, lines = FastProtocol._lines
-        if known is not headers:
-            lines = b"".join(b"%b: %b\r\n" % header for header in headers)
-            FastProtocol._lines = headers, lines
-        return lines
 
 
 def fast_protocol_of(service: InferenceService) -> type[FastProtocol]:

@@ -80,12 +80,7 @@ class _Target:
         self.counters = counters
         self.version = -1
         self.head = b""
-
-    def answer_head(self, version: int) -> bytes:
-        """Return the beginning of every answer's JSON, which changes with the version only."""
-        if version != self.version:
-            self.version, self.head = version, answer_head(self.model, version)
-        return self.head
+        """The beginning of every answer's JSON, which changes with the version only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,10 +284,13 @@ class FastLane:
         if exchange.answered_by != target.model:
             host = self._service.hosts[exchange.answered_by]
             target = _Target(host, target.counters)
-        own_id = orjson.dumps(request.id) if request.id else b'"%b"' % exchange.request_id.encode()
-        head = target.answer_head(answer.version)
+        request_id = exchange.request_id.encode()
+        own_id = orjson.dumps(request.id) if request.id else b'"%b"' % request_id
+        if answer.version != target.version:
+            target.version = answer.version
+            target.head = answer_head(target.model, answer.version)
         body, json_length = target.tensors.codec.encode(
-            b'%b%b,"outputs":' % (head, own_id), request, answer, ticket.offset
+            b'%b%b,"outputs":' % (target.head, own_id), request, answer, ticket.offset
         )
         if json_length:
             kind = (
@@ -301,8 +299,8 @@ class FastLane:
             )
         else:
             kind = b"content-type: application/json\r\n"
-        self._count(exchange, 200)
-        exchange.connection.answer(exchange, 200, kind + self._common(exchange), body)
+        target.counters.finished(200, self._service.clock() - exchange.started_at)
+        exchange.connection.answer(exchange, 200, kind + self._common(exchange, request_id), body)
 
     def _refuse(self, exchange: FastExchange, error: ServiceError) -> None:
         """Answer with an error."""
@@ -310,9 +308,10 @@ class FastLane:
         lines = "".join(f"{name}: {value}\r\n" for name, value in error_headers(error).items())
         head = b"content-type: application/json\r\n" + lines.encode("latin-1")
         self._count(exchange, error.status)
-        exchange.connection.answer(exchange, error.status, head + self._common(exchange), body)
+        common = self._common(exchange, exchange.request_id.encode())
+        exchange.connection.answer(exchange, error.status, head + common, body)
 
-    def _common(self, exchange: FastExchange) -> bytes:
+    def _common(self, exchange: FastExchange, request_id: bytes) -> bytes:
         key = exchange.level, exchange.answered_by, exchange.fallback
         lines = self._lines.get(key)
         if lines is None:
@@ -321,7 +320,7 @@ class FastLane:
             names += f"x-galen-fallback: {fallback}\r\n" if fallback else ""
             lines = f"x-galen-degradation: {level}\r\n{names}x-request-id: ".encode("latin-1")
             self._lines[key] = lines
-        return b"%b%b\r\n" % (lines, exchange.request_id.encode())
+        return b"%b%b\r\n" % (lines, request_id)
 
     def _count(self, exchange: FastExchange, status: int) -> None:
         seconds = self._service.clock() - exchange.started_at

@@ -48,6 +48,7 @@ _log = structlog.get_logger(__name__)
 _MOST_IN_FLIGHT = 2
 # Upper bounds of the histogram of batch sizes; the last one is infinity.
 ROW_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+_QUEUED = TicketState.QUEUED
 # Deadlines are looked at together; one is at most this late.
 _SWEEP_SECONDS = 0.005
 
@@ -316,7 +317,12 @@ class TensorDispatcher:
                     return []
             elif self.queue.rows < limit and self._held(limit, now):
                 return []
-            batch = [ticket for ticket in self.queue.take(limit) if not self._expired(ticket, now)]
+            batch = [
+                ticket
+                for ticket in self.queue.take(limit)
+                if (ticket.deadline > now and ticket.state is _QUEUED)
+                or not self._expired(ticket, now)
+            ]
             if batch:
                 return batch
         return []
@@ -390,7 +396,10 @@ class TensorDispatcher:
                     reason="invalid_output",
                     retry_after_seconds=1.0,
                 )
-            self._finish(ticket, failure)
+            if self._probe is None:
+                ticket.finish(failure)
+            else:
+                self._finish(ticket, failure)
         valid = len(invalid) < batch.rows
         self._record(Outcome.SUCCESS if valid else Outcome.FAILURE)
 

@@ -91,12 +91,16 @@ class TensorLine:
     def pop(self) -> TensorTicket | None:
         """Take the next ticket."""
         if self._canaries:
-            ticket: TensorTicket | None = self._canaries.popleft()
+            ticket = self._canaries.popleft()
         else:
-            ticket = self._users.pop()
-            if ticket is not None:
-                self.depth -= 1
+            return self._pop_user()
+        self.rows -= ticket.rows
+        return ticket
+
+    def _pop_user(self) -> TensorTicket | None:
+        ticket = self._users.pop()
         if ticket is not None:
+            self.depth -= 1
             self.rows -= ticket.rows
         return ticket
 
@@ -122,7 +126,7 @@ class TensorLine:
         batch, rows = [first], first.rows
         passed: list[TensorTicket] = []
         while rows < limit and len(passed) < _MOST_PASSED_OVER:
-            ticket = self.pop()
+            ticket = self.pop() if self._canaries else self._pop_user()
             if ticket is None:
                 break
             if rows + ticket.rows > limit:

@@ -20,7 +20,9 @@ def _known(most_bytes: int = 1000) -> KnownHead:
     return known
 
 
-@pytest.mark.parametrize("body", [b"abc", b"x", b"y" * 999, b"\r\n\r\n", b"Content-Length: 5\r\n\r\n"])
+@pytest.mark.parametrize(
+    "body", [b"abc", b"x", b"y" * 999, b"\r\n\r\n", b"Content-Length: 5\r\n\r\n"]
+)
 def test_the_same_head_is_known_with_a_body_of_any_length(body):
     known = _known()
     assert known.body_of(_message(body)) == body
@@ -93,9 +95,7 @@ _LINES = st.sampled_from([
 _LENGTH_LINE = st.sampled_from([
     b"Content-Length: %d", b"content-length:%d", b"CONTENT-LENGTH:\t%d ", b"Content-Length:  0%d",
 ])  # fmt: skip
-_BODIES = st.one_of(
-    st.binary(min_size=1, max_size=40), st.just(b"\r\n\r\nGET / HTTP/1.1\r\n\r\n")
-)
+_BODIES = st.one_of(st.binary(min_size=1, max_size=40), st.just(b"\r\n\r\nGET / HTTP/1.1\r\n\r\n"))
 
 
 @given(
