@@ -105,7 +105,7 @@ class InferenceSettings(BaseModel):
 
     # --- admission
     max_queue: int = Field(
-        default=32, ge=1, le=10_000, description="Requests that may wait for a slot of a model."
+        default=256, ge=1, le=10_000, description="Requests that may wait for a slot of a model."
     )
     requests_per_second: float | None = Field(
         default=None, gt=0, le=1e6, description="Rate limit of user requests; none is no limit."
@@ -196,7 +196,7 @@ class InferenceSettings(BaseModel):
         "limit shrinks.",
     )
     concurrency_patience_seconds: float = Field(
-        default=0.2,
+        default=0.3,
         ge=0,
         le=600,
         description="A lasting wait that is no reason to let fewer wait; well below the deadlines.",

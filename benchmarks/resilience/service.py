@@ -28,7 +28,6 @@ _STOP_SECONDS = 20.0
 SETTINGS: Mapping[str, Any] = {
     "models": [MODEL, OTHER_MODEL],
     "slots": 8,
-    "max_queue": 64,
     "stall_seconds": 1.0,
     "progress_budget_seconds": 3.0,
     "restart_budget": 1000,

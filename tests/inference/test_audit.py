@@ -114,7 +114,7 @@ def test_administration_is_written_with_what_it_changed(start, tools, tmp_path):
     assert (limits["who"], limits["status"], limits["request_id"]) == ("admin", 200, "first")
     assert limits["path"] == "/admin/limits"
     assert limits["parameters"] == {"max_queue": 7}
-    assert limits["changed"]["tiny.max_queue"] == {"old": 32, "new": 7}
+    assert limits["changed"]["tiny.max_queue"] == {"old": 256, "new": 7}
     assert drain["changed"] == {"draining": {"old": False, "new": True}}
     assert (fault["status"], fault["reason"]) == (403, "faults_not_allowed")
     assert (load["path"], load["status"]) == ("/v2/repository/models/none/load", 404)

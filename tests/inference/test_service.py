@@ -275,14 +275,14 @@ def test_limits_can_be_set_and_lifted(start):
         changed = live.admin.put(
             "/admin/limits", json={"requests_per_second": 1.0, "max_slots": 1}
         ).json()
-        assert changed == {"max_queue": 32, "max_slots": 1, "requests_per_second": 1.0}
+        assert changed == {"max_queue": 256, "max_slots": 1, "requests_per_second": 1.0}
         statuses = [live.complete().status_code for _ in range(3)]
         assert statuses[0] == 200
         assert 429 in statuses
         lifted = live.admin.put(
             "/admin/limits", json={"requests_per_second": None, "max_slots": None}
         ).json()
-        assert lifted == {"max_queue": 32, "max_slots": 2, "requests_per_second": None}
+        assert lifted == {"max_queue": 256, "max_slots": 2, "requests_per_second": None}
         assert [live.complete().status_code for _ in range(5)] == [200] * 5
 
 
