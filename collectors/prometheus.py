@@ -25,7 +25,6 @@ from collectors.mapping import (
     COLLECTOR_LABELS,
     GPU_LABELS,
     HOST_LABELS,
-    QUANTILE,
     SERVICE_LABELS,
     EntityNamer,
     is_additive,
@@ -348,13 +347,14 @@ def _union(queries: Sequence[PrometheusQuery]) -> str:
 def _promql(signal: Signal, expression: Expression, window_seconds: float) -> str:
     window = f"[{_duration(window_seconds)}]"
     by = _labels_of(signal)
-    if signal.kind is Kind.HISTOGRAM and not expression.operator:
-        rate = f"rate({expression.operands[0].promql('_bucket')}{window})"
-        query = f"histogram_quantile({QUANTILE}, sum by ({by}, le) ({rate}))"
-    else:
-        parts = [_operand(signal, operand, by, window) for operand in expression.operands]
-        query = f" {expression.operator} ".join(parts)
-    return query if expression.factor == 1 else f"({query}) * {expression.factor:.12g}"
+    scaled = expression.scaled
+    # A summary gives its quantiles itself, as gauges with a label of that name.
+    summary = scaled is not None and any(m.label == "quantile" for m in scaled[0].matchers)
+    if signal.kind is Kind.HISTOGRAM and scaled is not None and not summary:
+        rate = f"rate({scaled[0].promql('_bucket')}{window})"
+        query = f"histogram_quantile({signal.quantile:g}, sum by ({by}, le) ({rate}))"
+        return query if scaled[1] == 1 else f"({query}) * {scaled[1]:.12g}"
+    return expression.promql(lambda selector: _operand(signal, selector, by, window))
 
 
 def _operand(signal: Signal, selector: Selector, by: str, window: str) -> str:
@@ -363,9 +363,9 @@ def _operand(signal: Signal, selector: Selector, by: str, window: str) -> str:
         return f"count by ({by}) ({series})"
     if selector.is_counter and signal.kind is not Kind.COUNTER:
         change = "increase" if signal.kind is Kind.EVENT else "rate"
-        return f"sum by ({by}) ({change}({series}{window}))"
-    if is_additive(signal):
-        return f"sum by ({by}) ({series})"
+        return f"{selector.fold or 'sum'} by ({by}) ({change}({series}{window}))"
+    if selector.fold or is_additive(signal) or selector.is_counter:
+        return f"{selector.fold or 'sum'} by ({by}) ({series})"
     return f"{'min' if signal.bad_direction is Bad.DOWN else 'max'} by ({by}) ({series})"
 
 

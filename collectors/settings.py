@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints, field_validator
 
 from collectors.gpu.xid import RecommendedAction, Severity
+from collectors.presets import presets
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.@+-]{1,64}$")]
 LabelName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z_][a-zA-Z0-9_]{0,63}$")]
@@ -69,6 +70,41 @@ class ServiceTarget(_Frozen):
         5, ge=1, le=10_000, description="requests that a ratio or a quantile needs"
     )
     canary: CanarySettings = Field(CanarySettings(), description="the golden prompt from outside")
+
+
+class ReadingSettings(_Frozen):
+    """How the scrapes of a target are read."""
+
+    kind: str = Field(
+        "auto",
+        max_length=32,
+        description="dcgm, node, vllm, triton, tgi, kserve, galen, ... or auto: what its metrics say",
+    )
+    window_seconds: float = Field(
+        60.0, ge=1, le=3600, description="sliding window of ratios and quantiles"
+    )
+    minimum_events: int = Field(
+        5, ge=1, le=10_000, description="requests that a ratio or a quantile needs"
+    )
+    hold_seconds: float = Field(
+        60.0, ge=1, le=3600, description="how long an event stands that the target repeats for ever"
+    )
+    max_series: int = Field(
+        50_000, ge=1, le=1_000_000, description="a scrape with more series is refused"
+    )
+    max_series_per_name: int = Field(
+        10_000, ge=1, le=1_000_000, description="more series of one name are left out"
+    )
+    max_entities: int = Field(
+        2_000, ge=1, le=100_000, description="hosts, GPUs, replicas... that one target may name"
+    )
+
+    @field_validator("kind")
+    @classmethod
+    def _known(cls, kind: str) -> str:
+        if kind != "auto" and kind not in presets():
+            raise ValueError(f"{kind!r} is none of auto, {', '.join(presets())}")
+        return kind
 
 
 class PrometheusTarget(_Frozen):

@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -29,8 +29,9 @@ from collectors.gpu.nvml import NvmlCollector
 from collectors.gpu.xid_collector import XidCollector
 from collectors.gpu.xid_ledger import XidLedger
 from collectors.host import HostCollector
-from collectors.mapping import EntityNamer, Reading, recognise
+from collectors.mapping import EntityNamer
 from collectors.prometheus import PrometheusClient
+from collectors.recognition import Reading, recognise
 from collectors.signals import unit_of
 
 PROMETHEUS_PREFIX = "prometheus:"
@@ -48,6 +49,10 @@ class SourceReading:
     """Names that the source offers and the catalogue does not know."""
     notes: Sequence[str]
     seconds: float
+    kinds: Sequence[str] = ()
+    """The presets that the source belongs to."""
+    lines: int = 0
+    """Lines of exposition text that held a sample, recognised or not."""
 
 
 def collect_source(
@@ -92,12 +97,16 @@ def collect_source(
         found = _from_prometheus(query, prometheus_url, prometheus_token, deadline_seconds)
     elif spec.startswith(("http://", "https://")):
         found = _from_url(
-            spec, client or httpx.Client(trust_env=False), host, service, deadline_seconds
+            spec,
+            client or httpx.Client(trust_env=False),
+            host,
+            service,
+            deadline_seconds=deadline_seconds,
+            now_seconds=wall(),
         )
     else:
-        found = _from_file(Path(spec), host, service)
-    samples, unrecognised, notes = found
-    return SourceReading(samples, unrecognised, notes, time.monotonic() - started)
+        found = _from_file(Path(spec), host, service, wall())
+    return replace(found, seconds=time.monotonic() - started)
 
 
 def _xids(host: str) -> XidCollector:
@@ -106,10 +115,9 @@ def _xids(host: str) -> XidCollector:
     return XidCollector(host, ledger, open_log("auto"))
 
 
-_Found = tuple[Sequence[Reading], Sequence[str], Sequence[str]]
-
-
-def _from_collector(collector: Collector, now_seconds: float, *, twice: bool = False) -> _Found:
+def _from_collector(
+    collector: Collector, now_seconds: float, *, twice: bool = False
+) -> SourceReading:
     support = collector.is_supported()
     if not support.supported:
         raise CollectorError(support.reason, retryable=False, fix=support.fix)
@@ -121,7 +129,7 @@ def _from_collector(collector: Collector, now_seconds: float, *, twice: bool = F
     finally:
         collector.close()
     readings = [_reading(sample) for sample in collection.samples]
-    return readings, collection.unrecognised, collection.notes
+    return SourceReading(readings, collection.unrecognised, collection.notes, 0.0)
 
 
 def _reading(sample: Sample) -> Reading:
@@ -132,14 +140,14 @@ def _reading(sample: Sample) -> Reading:
 
 def _from_prometheus(
     query: str, url: str, token: SecretStr | None, deadline_seconds: float
-) -> _Found:
+) -> SourceReading:
     client = PrometheusClient(url, token=token, deadline_seconds=deadline_seconds)
     try:
         series = client.query(query)
     finally:
         client.close()
     if not series:
-        return [], [], [f"{query!r} has no series now"]
+        return SourceReading([], [], [f"{query!r} has no series now"], 0.0)
     families: dict[str, Family] = {}
     for one in series:
         name = one.labels.get("__name__", query)
@@ -153,12 +161,18 @@ def _from_prometheus(
         for name in found.unrecognised
         for sample in families[name].samples
     ]
-    return [*found.readings, *raw], found.unrecognised, found.notes
+    return SourceReading([*found.readings, *raw], found.unrecognised, found.notes, 0.0, found.kinds)
 
 
 def _from_url(
-    url: str, client: httpx.Client, host: str | None, service: str | None, deadline_seconds: float
-) -> _Found:
+    url: str,
+    client: httpx.Client,
+    host: str | None,
+    service: str | None,
+    *,
+    deadline_seconds: float,
+    now_seconds: float,
+) -> SourceReading:
     parts = urlsplit(url)
     if parts.path in {"", "/"}:
         url = f"{parts.scheme}://{parts.netloc}/metrics"
@@ -169,10 +183,14 @@ def _from_url(
     if answer.status != httpx.codes.OK:
         raise CollectorError(f"{url} answered {answer.status}", fix="check the path of the URL")
     place = parts.hostname or "unknown"
-    return _from_text(answer.body.decode("utf-8", errors="replace"), url, host or place, service)
+    return _from_text(
+        answer.body.decode("utf-8", errors="replace"), url, host or place, service, now_seconds
+    )
 
 
-def _from_file(path: Path, host: str | None, service: str | None) -> _Found:
+def _from_file(
+    path: Path, host: str | None, service: str | None, now_seconds: float
+) -> SourceReading:
     try:
         if path.stat().st_size > DEFAULT_MAX_BYTES:
             raise CollectorError(
@@ -185,10 +203,12 @@ def _from_file(path: Path, host: str | None, service: str | None) -> _Found:
             retryable=False,
             fix="give a URL, a file of exposition text, nvml, xid, host or prometheus:QUERY",
         ) from error
-    return _from_text(text, str(path), host or socket.gethostname(), service)
+    return _from_text(text, str(path), host or socket.gethostname(), service, now_seconds)
 
 
-def _from_text(text: str, place: str, host: str, service: str | None) -> _Found:
+def _from_text(
+    text: str, place: str, host: str, service: str | None, now_seconds: float
+) -> SourceReading:
     try:
         exposition = parse_exposition(text)
     except ExpositionError as error:
@@ -201,5 +221,7 @@ def _from_text(text: str, place: str, host: str, service: str | None) -> _Found:
         if (name := sample.labels.get("model_name") or sample.labels.get("model"))
     }
     name = service or (models.pop() if len(models) == 1 else host)
-    found = recognise(exposition, EntityNamer(host=host, service=name))
-    return found.readings, found.unrecognised, found.notes
+    found = recognise(exposition, EntityNamer(host=host, service=name), now_seconds=now_seconds)
+    return SourceReading(
+        found.readings, found.unrecognised, found.notes, 0.0, found.kinds, exposition.lines
+    )
