@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import httpx
 
+from collectors.addresses import shown_url
 from collectors.contract import Collection, CollectorError, Sample, Support
 from collectors.entities import entity
 from collectors.fetch import Answer, FetchError, fetch
@@ -100,7 +101,7 @@ class CanaryCollector:
             return self._collection(now_seconds, iter([("canary_success", 0.0)]), str(error))
         if 400 <= answer.status < 500 and answer.status not in _BLAMES_THE_SERVICE:
             raise CollectorError(
-                f"{self._url} calls the canary wrong: status {answer.status}",
+                f"{shown_url(self._url)} calls the canary wrong: status {answer.status}",
                 retryable=False,
                 fix="check the canary's model and prompt in [collectors], and the service's API key",
             )

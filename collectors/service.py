@@ -15,10 +15,11 @@ from typing import NamedTuple
 
 import httpx
 
+from collectors.addresses import shown_url
 from collectors.contract import Collection, CollectorError, Sample, Support
 from collectors.entities import entity
 from collectors.exposition import Exposition, ExpositionError, ExpositionParser
-from collectors.fetch import FetchError, fetch
+from collectors.fetch import FetchError, check_media_type, fetch
 from collectors.rates import CounterWindow, histogram_quantile
 
 ENGINE_STATES: Mapping[str, int] = MappingProxyType(
@@ -225,11 +226,14 @@ class ServiceCollector:
                 str(error), fix="check that the service runs and that its URL is right"
             ) from error
         if answer.status != httpx.codes.OK:
-            raise CollectorError(f"{self._url} answered {answer.status}")
+            raise CollectorError(f"{shown_url(self._url)} answered {answer.status}")
         try:
-            return self._parser.parse(answer.body.decode("utf-8", errors="replace"))
-        except ExpositionError as error:
-            raise CollectorError(f"{self._url}: {error}") from error
+            return self._parser.parse(
+                answer.body.decode("utf-8", errors="replace"),
+                open_metrics=check_media_type(answer.content_type),
+            )
+        except (ExpositionError, FetchError) as error:
+            raise CollectorError(f"{shown_url(self._url)}: {error}") from error
 
     def _values(self, exposition: Exposition) -> Values:
         yield from _gauges(exposition)

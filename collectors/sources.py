@@ -8,11 +8,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 import httpx
 from pydantic import SecretStr
 
+from collectors.addresses import shown_url
 from collectors.contract import Collector, CollectorError, Sample
 from collectors.exposition import (
     DEFAULT_MAX_BYTES,
@@ -23,7 +24,7 @@ from collectors.exposition import (
     parse_exposition,
     stem,
 )
-from collectors.fetch import FetchError, fetch
+from collectors.fetch import ACCEPT_METRICS, FetchError, check_media_type, fetch
 from collectors.gpu.kernel_log import open_log
 from collectors.gpu.nvml import NvmlCollector
 from collectors.gpu.xid_collector import XidCollector
@@ -173,19 +174,38 @@ def _from_url(
     deadline_seconds: float,
     now_seconds: float,
 ) -> SourceReading:
-    parts = urlsplit(url)
-    if parts.path in {"", "/"}:
-        url = f"{parts.scheme}://{parts.netloc}/metrics"
     try:
-        answer = fetch(client, url, deadline_seconds=deadline_seconds, max_bytes=DEFAULT_MAX_BYTES)
-    except FetchError as error:
+        parts = urlsplit(url)
+        if parts.path in {"", "/"}:
+            url = urlunsplit((parts.scheme, parts.netloc, "/metrics", parts.query, ""))
+        answer = fetch(
+            client,
+            url,
+            headers={"Accept": ACCEPT_METRICS},
+            deadline_seconds=deadline_seconds,
+            max_bytes=DEFAULT_MAX_BYTES,
+        )
+        if answer.status != httpx.codes.OK:
+            raise CollectorError(
+                f"{shown_url(url)} answered {answer.status}", fix=_fix_of(answer.status)
+            )
+    except (FetchError, ValueError) as error:
         raise CollectorError(str(error), fix="check the URL and that the target runs") from error
-    if answer.status != httpx.codes.OK:
-        raise CollectorError(f"{url} answered {answer.status}", fix="check the path of the URL")
-    place = parts.hostname or "unknown"
-    return _from_text(
-        answer.body.decode("utf-8", errors="replace"), url, host or place, service, now_seconds
-    )
+    try:
+        open_metrics = check_media_type(answer.content_type)
+    except FetchError as error:
+        raise CollectorError(
+            f"{shown_url(url)}: {error}", fix="give the URL of the metrics"
+        ) from error
+    text = answer.body.decode("utf-8", errors="replace")
+    place = host or parts.hostname or "unknown"
+    return _from_text(text, shown_url(url), place, service, now_seconds, open_metrics=open_metrics)
+
+
+def _fix_of(status: int) -> str:
+    if status in {httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN}:
+        return "give the credentials: http://user:password@host/metrics"
+    return "check the path of the URL"
 
 
 def _from_file(
@@ -207,10 +227,16 @@ def _from_file(
 
 
 def _from_text(
-    text: str, place: str, host: str, service: str | None, now_seconds: float
+    text: str,
+    place: str,
+    host: str,
+    service: str | None,
+    now_seconds: float,
+    *,
+    open_metrics: bool | None = None,
 ) -> SourceReading:
     try:
-        exposition = parse_exposition(text)
+        exposition = parse_exposition(text, open_metrics=open_metrics)
     except ExpositionError as error:
         raise CollectorError(
             f"{place}: {error}", retryable=False, fix="this must be Prometheus exposition text"

@@ -58,7 +58,7 @@ def collect(
             source, prometheus_url=prometheus_url, deadline_seconds=deadline_seconds
         )
     except CollectorError as error:
-        raise GalenError(f"{source}: {error}", fix=error.fix) from error
+        raise GalenError(_named(source, error), fix=error.fix) from error
     collected = _Collected(
         samples=[
             _Sample(
@@ -76,6 +76,11 @@ def collect(
     else:
         _print(collected)
     raise typer.Exit(0 if collected.samples else 1)
+
+
+def _named(source: str, error: Exception) -> str:
+    # A URL is named by the error itself, without what is secret in it.
+    return str(error) if "://" in source else f"{source}: {error}"
 
 
 def _print(collected: _Collected) -> None:
