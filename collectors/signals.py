@@ -161,9 +161,11 @@ def _names(name: str, given: Any) -> Mapping[str, tuple[str, ...]]:
         if not isinstance(expressions, list) or not expressions:
             raise _fault(name, place, "must be a list of names")
         for text in expressions:
+            if not isinstance(text, str):
+                raise _fault(name, place, f"{text!r} is not a text")
             try:
                 parse_expression(text)
-            except (ExpressionError, TypeError) as error:
+            except ExpressionError as error:
                 raise _fault(name, place, str(error)) from error
     return MappingProxyType({source: tuple(texts) for source, texts in given.items()})
 

@@ -7,7 +7,7 @@ import sys
 import typer
 from rich.text import Text
 
-from galen.commands import analyse, collect, drill, engine, journal, keep, report, run
+from galen.commands import analyse, collect, drill, engine, journal, keep, report, run, signals
 from galen.commands.context import progress
 from galen.errors import GalenError
 
@@ -19,7 +19,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for family in (run, collect, analyse, journal, report, keep, drill, engine):
+for family in (run, collect, signals, analyse, journal, report, keep, drill, engine):
     family.register(app)
 
 
