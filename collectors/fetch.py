@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import urljoin, urlsplit
 
@@ -113,8 +113,8 @@ def fetch(
     bare, credentials = split_userinfo(url)
     auth = None if credentials is None else httpx.BasicAuth(*credentials)
     sent = {"Accept-Encoding": "gzip", **(headers or {})}
+    left = deadline_seconds
     for _ in range(_MAX_REDIRECTS + 1):
-        left = deadline_seconds - (monotonic() - started)
         if left <= 0:
             raise _late(bare, deadline_seconds)
         try:
@@ -124,9 +124,10 @@ def fetch(
             ) as response:  # fmt: skip
                 if method == "GET" and response.has_redirect_location:
                     bare = redirect_of(bare, response.headers["location"])
+                    left = deadline_seconds - (monotonic() - started)
                     continue
-                body = BoundedBody(response.headers.get("content-encoding", ""), max_bytes)
-                for piece in response.iter_raw():
+                body = _body_of(response, max_bytes)
+                for piece in _pieces(response):
                     body.feed(piece)
                     if monotonic() - started > deadline_seconds:
                         raise _late(bare, deadline_seconds)
@@ -183,6 +184,16 @@ def check_media_type(content_type: str) -> bool | None:
     if named in {"", "application/octet-stream"}:
         return None
     raise FetchError(f"the answer is {named[:60]!r}, not exposition text")
+
+
+def _body_of(response: httpx.Response, max_bytes: int) -> BoundedBody:
+    packed = "" if response.is_stream_consumed else response.headers.get("content-encoding", "")
+    return BoundedBody(packed, max_bytes)
+
+
+def _pieces(response: httpx.Response) -> Iterable[bytes]:
+    # A transport that is no network has the whole answer already, unpacked.
+    return [response.content] if response.is_stream_consumed else response.iter_raw()
 
 
 def _late(url: str, deadline_seconds: float) -> FetchError:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from collectors.claims import GpuClaims
 from collectors.contract import (
     Collection,
     Collector,
@@ -59,7 +60,8 @@ class Poller:
 
     A call is given up when it exceeds its collector's ``deadline_seconds``. A tick waits for its calls
     no longer than ``budget_seconds``; a call that is still within its deadline then goes on, and its
-    samples come with a later tick. The result of a call that was given up is thrown away.
+    samples come with a later tick. The result of a call that was given up is thrown away. A GPU that
+    several collectors speak of is one GPU: :mod:`collectors.claims` says who is believed.
 
     On ``collector/<name>`` every tick gives how the last call went: ``scrape_success``,
     ``scrape_duration_seconds``, ``scrape_samples``, ``scrape_success_ratio`` (over the last 20 calls),
@@ -89,6 +91,7 @@ class Poller:
         self._clock = clock
         self._budget_seconds = budget_seconds
         self._progress = threading.Condition()
+        self._claims = GpuClaims()
         self._runners = [_Runner(collector, clock, self._progress) for collector in collectors]
 
     def tick(self, now_seconds: float) -> Tick:
@@ -107,6 +110,7 @@ class Poller:
             samples.extend(runner.harvest(now_seconds))
             samples.extend(runner.own_samples(now_seconds))
             health.append(runner.health())
+        samples = self._claims.settle(samples)
         return Tick(now_seconds, samples, health)
 
     def close(self) -> None:

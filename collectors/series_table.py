@@ -243,7 +243,7 @@ class SeriesTable:
         name, rest = parts[1].strip('"'), (parts[2].strip() if len(parts) > 2 else "")
         declared = self.declared.setdefault(name, Declared())
         if parts[0] == "TYPE":
-            if rest != declared.kind:
+            if declared.kind not in {"unknown", rest}:
                 # The line of before is forgotten, so that a target may say it again.
                 self._comments = {one for one in self._comments if one.split()[2:3] != [parts[1]]}
             declared.kind = rest

@@ -21,6 +21,9 @@ from collectors.entities import entity
 from collectors.exposition import Exposition, ExpositionError, ExpositionParser
 from collectors.fetch import FetchError, check_media_type, fetch
 from collectors.rates import CounterWindow, histogram_quantile
+from collectors.reading import TargetReader
+from collectors.settings import ReadingSettings
+from collectors.signals import Layer, catalogue
 
 ENGINE_STATES: Mapping[str, int] = MappingProxyType(
     {
@@ -63,6 +66,7 @@ _GAUGES: Mapping[str, Callable[[Sequence[float]], float]] = {
 # These read 0 while there is no worker or no load has ended yet, which is no measurement.
 _ZERO_IS_UNKNOWN = frozenset({"engine_load_seconds", "engine_resident_memory_bytes"})
 _COUNTER_SUFFIXES = ("_total", "_bucket", "_sum", "_count")
+_AROUND_THE_ENGINE = frozenset({Layer.APPLICATION, Layer.SECURITY})
 _LAYERS = ("device", "runtime", "engine", "context", "canary")
 
 # signal -> the histogram and the quantile of it
@@ -171,6 +175,14 @@ class ServiceCollector:
         self._minimum_events = minimum_events
         self._monotonic = monotonic
         self._parser = ExpositionParser(max_bytes=_MAX_BYTES)
+        self._reader = TargetReader(
+            {"service": name},
+            ReadingSettings(
+                kind="galen",
+                window_seconds=max(window_seconds, wide_window_seconds),
+                minimum_events=minimum_events,
+            ),
+        )
         self._counters: CounterWindow[_CounterKey] = CounterWindow(keep_seconds=wide_window_seconds)
         self._versions: dict[str, str] = {}
         self._labels: Mapping[str, str] = {}
@@ -195,11 +207,13 @@ class ServiceCollector:
         Raises:
             CollectorError: when the service does not answer in time, or not with metrics.
         """
-        exposition = self._scrape()
-        self._counters.add(self._monotonic(), dict(_counters(exposition)))
+        exposition, text = self._scrape()
+        at = self._monotonic()
+        self._counters.add(at, dict(_counters(exposition)))
         # While a model loads its name is not told; the series keep the one they had.
         self._labels = _model_labels(exposition) or self._labels
-        values = dict(self._values(exposition))
+        values = dict(self._around_the_engine(text, now_seconds, at))
+        values |= dict(self._values(exposition))
         return Collection(
             samples=[
                 Sample(now_seconds, self._entity, signal, value, self._labels)
@@ -212,7 +226,13 @@ class ServiceCollector:
         """Close the client."""
         self._client.close()
 
-    def _scrape(self) -> Exposition:
+    def _around_the_engine(self, text: str, now_seconds: float, at_seconds: float) -> Values:
+        """What needs no window of its own: who is refused and why, what is lost, what is quarantined."""
+        for sample in self._reader.take(text, now_seconds, at_seconds).samples:
+            if catalogue()[sample.signal].layer in _AROUND_THE_ENGINE:
+                yield sample.signal, sample.value
+
+    def _scrape(self) -> tuple[Exposition, str]:
         try:
             answer = fetch(
                 self._client,
@@ -228,10 +248,9 @@ class ServiceCollector:
         if answer.status != httpx.codes.OK:
             raise CollectorError(f"{shown_url(self._url)} answered {answer.status}")
         try:
-            return self._parser.parse(
-                answer.body.decode("utf-8", errors="replace"),
-                open_metrics=check_media_type(answer.content_type),
-            )
+            text = answer.body.decode("utf-8", errors="replace")
+            open_metrics = check_media_type(answer.content_type)
+            return self._parser.parse(text, open_metrics=open_metrics), text
         except (ExpositionError, FetchError) as error:
             raise CollectorError(f"{shown_url(self._url)}: {error}") from error
 
