@@ -129,7 +129,7 @@ class SeriesTable:
         self.series: list[Series] = []
         self.generation = 0
         """Grows when places are given anew."""
-        self.passed_names: set[str] = set()
+        self.passed_names: dict[str, None] = {}
         self._comments: set[str] = set()
         # By the hash of the text before the value: the texts themselves are most of what a table would
         # hold, and among some thousand series two 64-bit hashes do not meet.
@@ -217,7 +217,7 @@ class SeriesTable:
             return None
         name, labels = self._parse(text, name, number)
         if self._wanted is not None and name not in self._wanted:
-            self.passed_names.add(name)
+            self.passed_names[name] = None
             return None
         if len(self.series) >= self._max_series:
             raise _TooManySeriesError
