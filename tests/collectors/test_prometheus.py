@@ -187,7 +187,8 @@ def test_an_absent_server_is_a_collector_error_without_the_token() -> None:
 def test_every_name_of_the_catalogue_becomes_a_query() -> None:
     queries = default_queries()
     assert {query.signal for query in queries} <= set(catalogue())
-    by_signal = {query.signal: query.promql for query in queries}
+    # The first name is the preferred one.
+    by_signal = {query.signal: query.promql for query in reversed(queries)}
     assert by_signal["host_disk_free_bytes"].endswith(
         '(node_filesystem_avail_bytes{mountpoint="/"})'
     )
