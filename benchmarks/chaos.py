@@ -22,7 +22,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +39,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     with tempfile.TemporaryDirectory(prefix="chaos-") as name:
         folder = Path(name)
-        found = {
+        found: dict[str, Any] = {
             "control": _control(folder / "control", options),
             "chaos": _chaos(folder / "chaos", options),
             "burst": _burst(folder / "burst", options),
             "slow_load": _slow_load(folder / "slow", options),
         }
-    found["passed"] = all(part["passed"] for part in found.values())
+    failures = [f"{name}: {what}" for name, part in found.items() for what in part["failures"]]
+    found["failures"], found["passed"] = failures, not failures
     _print(found)
     if options.json:
         Path(options.json).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
@@ -71,8 +72,16 @@ def _control(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         traffic.start()
         traffic.join()
         restarts = service.engine().unplanned_restarts
-    passed = traffic.ledger.clean and restarts == 0
-    return {"passed": passed, "restarts": restarts, **_figures(traffic.ledger)}
+    failures = _failures({
+        "a request has no clean end": traffic.ledger.clean,
+        f"{restarts} restarts": restarts == 0,
+    })  # fmt: skip
+    return {"failures": failures, "restarts": restarts, **_figures(traffic.ledger)}
+
+
+def _failures(checks: Mapping[str, bool]) -> list[str]:
+    """Return what was not as it should be."""
+    return [what for what, fine in checks.items() if not fine]
 
 
 def _chaos(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -91,9 +100,15 @@ def _chaos(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         other = service.engine(OTHER_MODEL).unplanned_restarts
         alive = service.alive()
     innocent = len(poison["quarantined"]) - len(set(chaos.poisons))
-    recovered = all(item.recovered_seconds is not None for item in chaos.results)
+    lost = [item.kind for item in chaos.results if item.recovered_seconds is None]
+    failures = _failures({
+        "a request has no clean end": traffic.ledger.clean,
+        "the front is gone": alive,
+        f"not recovered from {', '.join(lost)}": not lost,
+        f"{innocent} innocent requests quarantined": innocent <= 0,
+    })  # fmt: skip
     return {
-        "passed": traffic.ledger.clean and alive and recovered and innocent <= 0,
+        "failures": failures,
         **_figures(traffic.ledger),
         "faults": {kind: _timing(kind, chaos.results) for kind in KINDS},
         "poisons": len(chaos.poisons),
@@ -119,9 +134,13 @@ def _burst(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
             time.sleep(0.05)
         restarts = service.engine().unplanned_restarts
         restarts += service.engine(OTHER_MODEL).unplanned_restarts
-    passed = traffic.ledger.clean and restarts == 0 and set(live) <= {200}
+    failures = _failures({
+        "a request has no clean end": traffic.ledger.clean,
+        f"{restarts} restarts": restarts == 0,
+        f"/health/live answered {sorted(set(live))}": set(live) <= {200},
+    })  # fmt: skip
     return {
-        "passed": passed,
+        "failures": failures,
         "false_restarts": restarts,
         "slowest_probe_seconds": round(slowest, 3),
         **_figures(traffic.ledger),
@@ -131,7 +150,7 @@ def _burst(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 def _slow_load(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """A load that takes longer than any limit for work."""
     if not options.load_seconds:
-        return {"passed": True, "false_restarts": 0, "seconds": 0.0}
+        return {"failures": [], "false_restarts": 0, "seconds": 0.0}
     _say(f"a load of {options.load_seconds:g} s")
     budget = options.load_seconds + 30
     with (
@@ -150,13 +169,16 @@ def _slow_load(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
             time.sleep(0.1)
         seconds = time.monotonic() - began
         view = service.engine()
-    ready_at_last = probes[-1][1] == 200
+    lives = {live for live, _ in probes}
+    failures = _failures({
+        f"not ready after {seconds:.0f} s": probes[-1][1] == 200,
+        f"{view.unplanned_restarts} restarts": view.unplanned_restarts == 0,
+        "another worker served at the end": view.pid == pid,
+        f"the load took {seconds:.0f} s only": seconds >= options.load_seconds * 0.9,
+        f"/health/live answered {sorted(lives)}": lives == {200},
+    })  # fmt: skip
     return {
-        "passed": ready_at_last
-        and view.unplanned_restarts == 0
-        and view.pid == pid
-        and seconds >= options.load_seconds * 0.9
-        and {live for live, _ in probes} == {200},
+        "failures": failures,
         "false_restarts": view.unplanned_restarts,
         "seconds": round(seconds, 2),
         "probes": len(probes),
@@ -235,7 +257,7 @@ def _print(found: dict[str, Any]) -> None:
         f"{chaos['restarts_of_the_other_model']} restarts\n"
         f"false restarts: burst {found['burst']['false_restarts']}, "
         f"load of {found['slow_load']['seconds']} s {found['slow_load']['false_restarts']}\n"
-        f"{'passed' if found['passed'] else 'FAILED'}\n"
+        f"{'; '.join(['FAILED', *found['failures']]) if found['failures'] else 'passed'}\n"
     )
 
 
