@@ -161,10 +161,7 @@ class Replayer:
             figures.degraded += degraded
 
     async def _exchange(self, body: bytes) -> tuple[str, bool]:
-        if self._free:
-            reader, writer = self._free.pop()
-        else:
-            reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
+        reader, writer = await self._connection()
         try:
             writer.write(
                 b"POST /v1/completions HTTP/1.1\r\nhost: benchmark\r\n"
@@ -181,6 +178,14 @@ class Replayer:
         status = head.split(maxsplit=2)[1].decode()
         reason = "" if status == "200" else json.loads(answer)["error"]["reason"]
         return reason or "ok", b"x-galen-degradation: 0" not in head
+
+    async def _connection(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        while self._free:
+            reader, writer = self._free.pop()
+            if not reader.at_eof():
+                return reader, writer
+            writer.close()  # idle for so long that the server has closed it
+        return await asyncio.open_connection("127.0.0.1", self._port)
 
     def _close(self) -> None:
         for _, writer in self._free:
