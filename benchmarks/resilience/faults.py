@@ -18,7 +18,7 @@ _LOOK_SECONDS = 0.02
 _LIMIT_SECONDS = 60.0
 # A deadline in line, and the time after which a stall is seen.
 _MEETING_SECONDS = 4.0
-_ASKS, _ASK_SECONDS = 40, 0.25
+_ASKS, _ASK_SECONDS = 240, 0.25
 _VERDICT_SECONDS = 180.0
 _MARKERS = {"poison_crash": "[[crash]]", "poison_hang": "[[hang]]"}
 
@@ -78,10 +78,14 @@ class Chaos:
         return sum(self._is_quarantined(text) for text in self.poisons)
 
     def _is_quarantined(self, text: str) -> bool:
-        """Send a poison request until it is not refused for another reason."""
+        """Send a poison request until it is not refused for another reason.
+
+        The small model that answers while the service is degraded is not poisoned by it.
+        """
         for _ in range(_ASKS):
-            status, _answer = self._complete(text)
-            if status not in {429, 503}:
+            status, answer = self._complete(text)
+            degraded = status == 200 and json.loads(answer)["model"] != MODEL
+            if status not in {429, 503} and not degraded:
                 break
             time.sleep(_ASK_SECONDS)
         return status == 422
