@@ -59,7 +59,12 @@ class Way:
     operands: Mapping[Selector, Operand]
     buckets: Mapping[float, tuple[int, ...]] | None = None
     """Places among the counters by upper bound, for a quantile of a histogram."""
-    bucket_places: Mapping[float, tuple[int, ...]] | None = None
+
+    def counts(self, selector: Selector) -> bool:
+        """Say whether what grew is meant, and not what stands."""
+        return selector.is_counter and (
+            self.signal.kind is not Kind.COUNTER or self.expression.is_windowed
+        )
 
 
 @dataclass(slots=True)
@@ -222,7 +227,6 @@ class Planner:
             way = Way(
                 signal, expression, self._labels(signal, source, every), {},
                 {bound: self._counted(found) for bound, found in bounds.items()},
-                {bound: tuple(found) for bound, found in bounds.items()},
             )  # fmt: skip
             self._add(name, way, every)
 
@@ -363,7 +367,7 @@ class Scrape:
                 return self._present(way.signal, selector, operand)
             if not any(self.values[place] == self.values[place] for place in operand.family):
                 return None
-            if not _counts(way, selector):
+            if not way.counts(selector):
                 present = self._present(way.signal, selector, operand)
                 return 0.0 if present is None else present
             if increases is None:
@@ -408,12 +412,6 @@ def throttle_flags(mask: Value) -> Iterator[tuple[str, float]]:
     for signal, value in throttle_signals(int(mask.value)):
         if signal != THROTTLE_MASK:
             yield signal, value
-
-
-def _counts(way: Way, selector: Selector) -> bool:
-    return selector.is_counter and (
-        way.signal.kind is not Kind.COUNTER or way.expression.is_windowed
-    )
 
 
 def _fold(how: str, values: Sequence[float]) -> float:

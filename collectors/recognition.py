@@ -71,8 +71,19 @@ def recognise(
     names = list(dict.fromkeys(one.name for one in series))
     found = detect(names) if kinds is None else kinds
     plan = Planner(namer, sources_of(found), target_labels).plan(series)
-    notes: list[str] = []
-    readings = list(_readings(plan, [sample.value for sample in samples], now_seconds, notes))
+    readings, counts, missing = [], dict[str, None](), dict[str, None]()
+    for reading, signal in _readings(plan, [sample.value for sample in samples], now_seconds):
+        if reading is None:
+            missing[signal] = None
+            continue
+        readings.append(reading)
+        if "cumulative" in reading.labels:
+            counts[signal] = None
+    notes = []
+    if counts:
+        notes.append(f"counts since the process started, not rates: {', '.join(counts)}")
+    if missing:
+        notes.append(f"left out, since they need two scrapes: {', '.join(missing)}")
     blanks = [
         f"{name}: {count} values were blank, NaN or infinite and left out"
         for name, count in exposition.left_out.items()
@@ -84,33 +95,31 @@ def recognise(
 
 
 def _readings(
-    plan: Plan, values: Sequence[float], now_seconds: float, notes: list[str]
-) -> Iterator[Reading]:
+    plan: Plan, values: Sequence[float], now_seconds: float
+) -> Iterator[tuple[Reading | None, str]]:
+    """Yield what one scrape says of each signal; None where it takes two."""
     for one in plan.direct:
         value = values[one.place] * one.factor
-        yield Reading(one.signal, one.entity, value, catalogue()[one.signal].unit, one.labels)
+        unit = catalogue()[one.signal].unit
+        yield Reading(one.signal, one.entity, value, unit, one.labels), one.signal
     # As if the process had begun one second ago: what it has counted is the increase since then.
     life = Increases([values[place] for place in plan.counters], 1.0)
     for found in Scrape(values, now_seconds, step=life, window=life).evaluate(plan):
-        reading = _reading(found, notes)
-        if reading is not None:
-            yield reading
+        yield _reading(found), found.signal.name
         if found.signal.name == THROTTLE_MASK:
             for signal, flag in throttle_flags(found):
-                yield Reading(signal, found.entity, flag, "bool", found.labels)
+                yield Reading(signal, found.entity, flag, "bool", found.labels), signal
 
 
-def _reading(found: Value, notes: list[str]) -> Reading | None:
+def _reading(found: Value) -> Reading | None:
     signal, unit, labels = found.signal, found.signal.unit, dict(found.labels)
     if found.way.buckets is not None:
         labels |= {"window": "lifetime", "quantile": f"{signal.quantile:g}"}
     elif found.way.expression.is_windowed:
         labels["window"] = "lifetime"
-    elif any(operand.counters for operand in found.way.operands.values()):
+    elif any(found.way.counts(selector) for selector in found.way.operands):
         if signal.kind not in {Kind.RATE, Kind.EVENT} and unit != "count":
-            notes.append(f"{signal.name} on {found.entity} needs two scrapes and is left out")
             return None
-        notes.append(f"{signal.name} on {found.entity} is a count since the process started")
         labels["cumulative"] = "true"
         unit = unit.removesuffix("/second")
         unit = "count" if unit == "1" else unit

@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 from pydantic import BaseModel
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from galen.commands.context import JsonOption, print_json, progress
+from galen.commands.context import JsonOption, print_json, print_line, progress
 from galen.errors import GalenError
+
+_MOST_NAMES = 10
+_LARGEST_WHOLE = 1e15
 
 
 def register(app: typer.Typer) -> None:
@@ -31,6 +31,7 @@ class _Collected(BaseModel):
     samples: list[_Sample]
     unrecognised: list[str]
     notes: list[str]
+    kinds: list[str]
     seconds: float
 
 
@@ -69,6 +70,7 @@ def collect(
         ],
         unrecognised=list(found.unrecognised),
         notes=list(found.notes),
+        kinds=list(found.kinds),
         seconds=round(found.seconds, 4),
     )  # fmt: skip
     if json:
@@ -84,13 +86,42 @@ def _named(source: str, error: Exception) -> str:
 
 
 def _print(collected: _Collected) -> None:
-    table = Table("entity", "signal", "value", "unit", box=None)
-    for one in sorted(collected.samples, key=lambda one: (one.entity, one.signal)):
-        table.add_row(*map(Text, (one.entity, one.signal, f"{one.value:g}", one.unit)))
-    Console().print(table)
-    progress.print(
-        f"{len(collected.samples)} samples in {collected.seconds:.3f} s; "
-        f"{len(collected.unrecognised)} names not recognised (--json lists them)"
-    )
+    rows = [
+        (one.entity, one.signal, _number(one.value), _unit(one))
+        for one in sorted(collected.samples, key=lambda one: (one.entity, one.signal))
+    ]
+    # Plain text without a width: names must survive a narrow terminal and a pipe.
+    widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
+    for entity, signal, value, unit in rows:
+        print_line(f"{entity:<{widths[0]}}  {signal:<{widths[1]}}  {value:>{widths[2]}}  {unit}")
+    known = f" of {', '.join(collected.kinds)}" if collected.kinds else ""
+    _tell(f"{len(rows)} samples{known} in {collected.seconds:.3f} s")
+    if collected.unrecognised:
+        some = ", ".join(collected.unrecognised[:_MOST_NAMES])
+        more = len(collected.unrecognised) - _MOST_NAMES
+        rest = f" and {more} more (--json lists them)" if more > 0 else ""
+        _tell(f"not recognised: {some}{rest}")
     for note in collected.notes:
-        progress.print(f"note: {note}", markup=False)
+        _tell(f"note: {note}")
+
+
+def _tell(text: str) -> None:
+    progress.print(text, markup=False, soft_wrap=True)
+
+
+def _number(value: float) -> str:
+    whole = value.is_integer() and abs(value) < _LARGEST_WHOLE
+    return f"{value:.0f}" if whole else f"{value:.6g}"
+
+
+def _unit(one: _Sample) -> str:
+    if "cumulative" in one.labels:
+        return f"{one.unit} since its start"
+    quantile = one.labels.get("quantile")
+    if "window" in one.labels:
+        return (
+            f"{one.unit} (p{float(quantile) * 100:g} of its life)"
+            if quantile
+            else (f"{one.unit} (over its life)")
+        )
+    return one.unit

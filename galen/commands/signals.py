@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from pydantic import BaseModel
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from galen.commands.context import JsonOption, print_json, print_line, progress
 from galen.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collectors.signals import Signal
 
 
 def register(app: typer.Typer) -> None:
@@ -67,9 +67,15 @@ def signals(
             dcgm_fields=list(one.dcgm_fields), nvml=list(one.nvml),
         ) for one in chosen]))  # fmt: skip
         return
-    table = Table("signal", "unit", "layer", "bad", "known to", box=None)
-    for one in chosen:
-        known = ", ".join([*one.names, *(["nvml"] if one.nvml else [])])
-        table.add_row(*map(Text, (one.name, one.unit, one.layer, one.bad_direction, known)))
-    Console().print(table)
+    rows = [
+        (one.name, one.layer, one.unit, f"bad {one.bad_direction}", ", ".join(_known_to(one)))
+        for one in sorted(chosen, key=lambda one: (list(Layer).index(one.layer), one.name))
+    ]
+    widths = [max((len(row[column]) for row in rows), default=0) for column in range(5)]
+    for row in rows:
+        print_line("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)))
     progress.print(f"{len(chosen)} signals; docs/signals.md has their names in each exporter")
+
+
+def _known_to(signal: Signal) -> list[str]:
+    return [*signal.names, *(["nvml"] if signal.nvml else [])]

@@ -32,7 +32,7 @@ def test_a_counter_stays_a_counter_and_says_so(tmp_path: Path) -> None:
     (sample,) = reading.samples
     assert (sample.signal, sample.value, sample.unit) == ("llm_tokens_per_second", 41, "tokens")
     assert sample.labels["cumulative"] == "true"
-    assert "count since the process started" in reading.notes[0]
+    assert "counts since the process started" in reading.notes[0]
 
 
 def test_blank_values_are_absent_and_noted(tmp_path: Path) -> None:
