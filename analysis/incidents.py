@@ -30,7 +30,7 @@ from analysis.incident_changes import (
 )
 from analysis.incident_opening import Anomalies, OpeningGate, merge_anomalies
 from analysis.settings import IncidentSettings
-from analysis.topology import Topology
+from analysis.topology import Topology, reads_gpus
 from collectors.contract import SeriesKey
 from collectors.entities import kind_of
 
@@ -447,7 +447,7 @@ class IncidentTracker:
 
 
 def _on_gpu_side(anomaly: Anomaly) -> bool:
-    return kind_of(anomaly.entity) == "gpu" or anomaly.entity == "collector/gpu"
+    return kind_of(anomaly.entity) in {"gpu", "mig"} or reads_gpus(anomaly.entity)
 
 
 def _rank(rated: Diagnosis | Incident) -> int:

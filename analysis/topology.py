@@ -12,6 +12,16 @@ from collectors.entities import FLEET, ancestors, kind_of, top_of
 
 _SERVICE_READERS = ("service-", "prometheus-")
 _CANARY_READER = "canary-"
+_GPU_READERS = ("collector/gpu-nvml", "collector/gpu-simulated")
+_XID_READER = "collector/gpu-xid"
+_XID_SIGNALS = frozenset(
+    {"gpu_xid", "gpu_sxid", "gpu_xid_events_total", "gpu_recommended_action", "gpu_xid_sources"}
+)
+
+
+def reads_gpus(collector: str) -> bool:
+    """Say whether a collector, by its entity, is one that reads the GPUs of this machine."""
+    return collector in {*_GPU_READERS, _XID_READER}
 
 
 class Topology:
@@ -80,8 +90,12 @@ class Topology:
             name = top.split("/", 1)[1]
             prefixes = (_CANARY_READER,) if signal.startswith("canary_") else _SERVICE_READERS
             candidates = [f"collector/{prefix}{name}" for prefix in prefixes]
+        elif kind in {"gpu", "mig"}:
+            # The collectors of GPUs read this machine; with several hosts others have read the rest.
+            xids = (_XID_READER,) if signal in _XID_SIGNALS else ()
+            candidates = [*xids, *_GPU_READERS] if len(self._hosts) == 1 else []
         else:
-            candidates = [f"collector/{'gpu' if kind == 'gpu' else 'host'}"]
+            candidates = ["collector/host"]
         return next((name for name in candidates if name in self._entities), None)
 
     def _read_service(self, collector: str) -> str | None:
@@ -119,7 +133,9 @@ class Topology:
             if kind_of(top_of(other)) == "service" and self.host_of(other) == host
         }
         if len(self._hosts) == 1:
-            found.add("collector/gpu" if kind_of(name) == "gpu" else "collector/host")
+            # The state of the driver as a whole is the host's, and its GPUs' collector finds it.
+            own = set() if kind_of(name) in {"gpu", "mig"} else {"collector/host"}
+            found |= own | set(_GPU_READERS)
         return found
 
     def _relatives_of_collector(self, name: str) -> set[str]:
@@ -128,7 +144,7 @@ class Topology:
             return {other for other in self._entities if top_of(other) == service}
         if len(self._hosts) != 1:
             return set()
-        short = name.split("/", 1)[1]
-        if short == "gpu":
-            return {other for other in self._entities if kind_of(other) == "gpu"}
-        return {self._hosts[0]} if short == "host" else set()
+        if reads_gpus(name):
+            gpus = {other for other in self._entities if kind_of(other) in {"gpu", "mig"}}
+            return gpus | {self._hosts[0]}
+        return {self._hosts[0]} if name == "collector/host" else set()

@@ -21,6 +21,7 @@ from healing.planning import (
     identity,
     ladder_of,
     make_plan,
+    not_asked_for,
     open_steps,
     stale_evidence,
 )
@@ -225,8 +226,10 @@ class Climber:
         self, case: _Case, plan: Plan, *, approved: bool = False, action_id: str = ""
     ) -> Request:
         remedy = plan.step.remedy
-        stale = ""
+        stale, unasked = "", ""
         blind: tuple[str, ...] = ()
+        if plan.entity is not None:
+            unasked = not_asked_for(remedy, plan.entity, case.lead, case.history)
         if remedy.touches and plan.entity is not None:
             stale = stale_evidence(
                 case.lead.evidence, case.history, case.now, self._settings.max_evidence_age_seconds
@@ -239,6 +242,7 @@ class Climber:
             entity=plan.entity,
             confidence=case.lead.confidence,
             peers=plan.peers,
+            not_asked_for=unasked,
             missing_parameter=plan.missing_parameter,
             stale=stale,
             blind_spots=blind,

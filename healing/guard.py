@@ -33,6 +33,8 @@ class GuardReason(StrEnum):
     """What is seen is the effect of an action that Galen took and that still stands."""
     NO_EXECUTOR = "no_executor"
     """Nothing here can act on the entity."""
+    NOT_ASKED_FOR = "not_asked_for"
+    """Neither driver nor catalogue asks for it here: it would be a guess."""
     NO_BASELINE = "no_baseline"
     """A parameter follows from how things were before, and that is not known."""
     ATTEMPTS_EXHAUSTED = "attempts_exhausted"
@@ -73,6 +75,7 @@ _COURSES = {
     GuardReason.MODE_OFF: Course.SKIP,
     GuardReason.OWN_DOING: Course.STOP,
     GuardReason.NO_EXECUTOR: Course.SKIP,
+    GuardReason.NOT_ASKED_FOR: Course.SKIP,
     GuardReason.NO_BASELINE: Course.SKIP,
     GuardReason.ATTEMPTS_EXHAUSTED: Course.SKIP,
     GuardReason.REPEATED: Course.SKIP,
@@ -112,6 +115,8 @@ class Request:
     confidence: float
     peers: int = 1
     """How many entities of this kind can be acted on."""
+    not_asked_for: str = ""
+    """What would have to be measured for it, in words; empty when it is."""
     missing_parameter: str = ""
     stale: str = ""
     """What of the evidence is too old, in words."""
@@ -193,6 +198,8 @@ class Guard:
                 f"no {request.remedy.executor} that Galen can act on belongs to "
                 f"{request.incident.entity}",
             )
+        if request.not_asked_for:
+            return Decision(GuardReason.NOT_ASKED_FOR, request.not_asked_for)
         refusal = self._past_refusal(request, request.entity, now)
         if refusal is None and request.remedy.touches:
             refusal = self._safety_refusal(request, request.entity, now)

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from analysis.diagnosis.words import value_words
 from analysis.findings import Direction, Evidence, Hypothesis, Incident
 from analysis.history import History
 from collectors.contract import SeriesKey
-from collectors.signals import Kind, catalogue
+from collectors.signals import Kind, catalogue, unit_of
 from healing.actions import Action, ActionState
 from healing.executors.contract import Executor
 from healing.ledger import related
@@ -113,6 +114,29 @@ def stale_evidence(
         return ""
     old = next(item for item in speaking if item not in fresh)
     return f"{old.signal} of {old.entity} is older than {max_age_seconds:.0f} s: nobody acts blind"
+
+
+def not_asked_for(
+    remedy: Remedy, entity: str, hypothesis: Hypothesis, history: History
+) -> str:
+    """Return, in words, that nobody asks for a remedy that has to be asked for; empty when one does.
+
+    The conditions are looked for on the entity that would be acted on, and on that of the cause.
+    """
+    if not remedy.only_when:
+        return ""
+    measured = []
+    for condition in remedy.only_when:
+        for place in dict.fromkeys((entity, hypothesis.entity)):
+            key = SeriesKey(place, condition.signal)
+            value = history.latest(key, max_age_seconds=FRESH_SECONDS)
+            if value in condition.one_of:
+                return ""
+            if value is not None:
+                words = value_words(value, unit_of(condition.signal), condition.signal)
+                measured.append(f"{condition.signal} is {words}")
+    what = "; ".join(measured) or "nothing says what the device needs"
+    return f"{remedy.name} is not asked for: {what}"
 
 
 def identity(key: str) -> str:

@@ -107,6 +107,19 @@ class LaggingSignals(_Frozen):
         return self
 
 
+class Condition(_Frozen):
+    """A signal of the entity that is acted on has one of some values now."""
+
+    signal: str
+    one_of: tuple[float, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _known_signal(self) -> Condition:
+        if self.signal not in catalogue():
+            raise ValueError(f"signal {self.signal!r} is not in the signal catalogue")
+        return self
+
+
 class When(StrEnum):
     """Which value of a signal a parameter follows from."""
 
@@ -153,6 +166,8 @@ class Remedy(_Frozen):
     explains: frozenset[str] = frozenset()
     """Causes that this action itself looks like while it stands."""
     undo_after_seconds: Annotated[float, Field(gt=0, le=86_400)] | None = None
+    only_when: tuple[Condition, ...] = ()
+    """It is considered only where one of these holds; what is not measured does not hold."""
     verification: Verification | None = None
 
     @model_validator(mode="before")

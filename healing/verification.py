@@ -388,7 +388,7 @@ def _edge_from_history(
 def _normal(edge: float, signal: str, *, upper: bool) -> _Band:
     known = catalogue().get(signal)
     slack = max(BAND_SLACK * abs(edge), known.deadband if known else 0.0)
-    words = value_words(edge, unit_of(signal))
+    words = value_words(edge, unit_of(signal), signal)
     if upper:
         return _at_most(edge + slack, f"normal up to {words}")
     return _at_least(edge - slack, f"normal from {words}")
@@ -442,6 +442,6 @@ def _weigh(judged: Sequence[_Judged], now: float, said: Collection[str]) -> Chec
 def _told(signal: str, reading: _Reading, limit: str, now: float) -> str:
     if reading.value is None or reading.since_seconds is None:
         return f"{signal}: no value since the action"
-    value = value_words(reading.value, unit_of(signal))
+    value = value_words(reading.value, unit_of(signal), signal)
     verb = "for" if reading.state is CheckState.HOLDS else "not so for"
     return f"{signal} {value} ({limit}, {verb} {now - reading.since_seconds:.0f} s)"

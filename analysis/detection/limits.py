@@ -32,6 +32,8 @@ class LimitRule(BaseModel):
     above: float | None = None
     below: float | None = None
     on: Literal["value", "increase"] = "value"
+    unless: float | None = None
+    """One value beyond the limit that breaks no rule, such as a state that is meant."""
     minimum_values: int = Field(1, ge=1)
     minimum_seconds: float = Field(0.0, ge=0)
     hold_seconds: float = Field(5.0, ge=0)
@@ -80,6 +82,7 @@ class Limits:
             below=-np.inf,
             ruled=False,
             increase=False,
+            unless=np.nan,
             minimum_values=1,
             minimum_seconds=0.0,
             hold_seconds=5.0,
@@ -111,6 +114,7 @@ class Limits:
             fixed["below"][column] = -np.inf if rule.below is None else rule.below
             fixed["ruled"][column] = True
             fixed["increase"][column] = rule.on == "increase"
+            fixed["unless"][column] = np.nan if rule.unless is None else rule.unless
             fixed["minimum_values"][column] = rule.minimum_values
             fixed["minimum_seconds"][column] = rule.minimum_seconds
             fixed["hold_seconds"][column] = rule.hold_seconds
@@ -127,6 +131,7 @@ class Limits:
         over = _excess(judged - fixed["above"], fixed["above"])
         under = _excess(fixed["below"] - judged, fixed["below"])
         worst = np.fmax(over, under)
+        worst = np.where(judged == fixed["unless"], 0.0, worst)
         score = np.where(worst > 0, np.minimum(1.0 + worst, _HIGHEST_SCORE), 0.0)
         nothing = np.full(len(fixed), np.nan)
         on_value = ~fixed["increase"]

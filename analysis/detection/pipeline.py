@@ -275,11 +275,13 @@ class DetectionPipeline:
         _, limit, absence, drop, trend = (scores.score for scores in leaders)
         # An old absence is a series that is gone, not news.
         silent = ~profiles["conditional"] & (moment.age <= self._settings.alerts.absorb_seconds)
-        absence = np.where(silent, absence, np.where(stale, 0.0, np.nan))
-        hard = np.fmax(np.fmax(limit, absence), np.fmax(drop, trend))
+        over = np.where(stale, 0.0, np.nan)
+        absence = np.where(silent, absence, over)
         harmless = ~(profiles["bad_up"] | profiles["bad_down"])
         values, seconds, hold = self._limits.durations
-        hard = np.where(harmless, np.nan, hard)
+        # Without a bad direction only a rule of its own raises a signal, such as a state.
+        others = np.where(harmless, over, np.fmax(absence, np.fmax(drop, trend)))
+        hard = np.fmax(limit, others)
         self._hard.update(
             moment.seconds,
             hard,

@@ -31,6 +31,7 @@ REMEDIES = frozenset(
         "lower_power_limit",
         "restore_power_limit",
         "reset_gpu",
+        "reboot_host",
         "page_human",
     }
 )

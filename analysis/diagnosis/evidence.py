@@ -22,6 +22,7 @@ from collectors.contract import SeriesKey
 from collectors.signals import Kind, unit_of
 from collectors.signals import catalogue as signal_catalogue
 
+_MOST_VALUES_TOLD = 6
 SEEN_STRENGTH = 0.5
 """From this strength an observation is spoken of as seen."""
 
@@ -131,15 +132,19 @@ class EvidenceReader:
         source = self._topology.source_of(state.key.entity, state.key.signal)
         if source is None or source not in self._dead_collectors:
             return False
+        # What came with the failure itself, such as the state of a GPU that hangs, is what it knows.
+        if state.observed is not None and state.age_seconds <= self._dead_collectors[source]:
+            return False
         # An event that arrived before the collector died did happen.
         return not (is_event(state.key.signal) and bool(state.observed))
 
-    def _find_dead_collectors(self) -> frozenset[str]:
-        return frozenset(
-            entity
+    def _find_dead_collectors(self) -> Mapping[str, float]:
+        """Return the collectors whose last call failed, with the age of that word in seconds."""
+        return {
+            entity: state.age_seconds
             for entity, state in self._by_signal.get("scrape_success", {}).items()
             if state.observed is None or state.observed < 0.5
-        )
+        }
 
 
 def is_event(signal: str) -> bool:
@@ -204,19 +209,24 @@ def _direction(observed: Observed) -> Direction:
 
 def _statement(observed: Observed, state: SignalState, unit: str, *, expected: bool) -> str:
     label = observed.observation.label
-    value = "no value" if state.observed is None else value_words(state.observed, unit)
-    usual = range_words(state.low, state.high, state.expected, unit)
+    signal = state.key.signal
+    value = "no value" if state.observed is None else value_words(state.observed, unit, signal)
+    usual = range_words(state.low, state.high, state.expected, unit, signal)
     normally = f", {usual}" if usual else ""
     if observed.seen:
         since = f", since {clock_words(state.onset_seconds)}" if state.onset_seconds else ""
         return f"{label} {value}{normally}{since}"
     if expected:
-        wanted = _expectation(observed.observation)
+        wanted = _expectation(observed.observation, unit)
         return f"expected and not seen: {label} {wanted}; it is {value}{normally}"
     return f"{label} is as it should be: {value}{normally}"
 
 
-def _expectation(observation: Observation) -> str:
+def _expectation(observation: Observation, unit: str) -> str:
+    if observation.level is not None and unit == "state":
+        return " or ".join(value_words(v, unit, observation.signal) for v in observation.level.values)
+    if observation.level is not None and len(observation.level.values) > _MOST_VALUES_TOLD:
+        return f"one of {len(observation.level.values)} values"
     if observation.level is not None:
         values = " ".join(f"{value:g}" for value in observation.level.values)
         return f"{observation.level.operator} {values}"

@@ -3,9 +3,51 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 _ENGINE_STATES = ("idle", "busy", "starting", "draining", "stalled", "restarting", "failed")
+_STATES: Mapping[str, Sequence[str]] = {
+    "gpu_state": (
+        "ok",
+        "reset required",
+        "lost",
+        "gone",
+        "unreadable",
+        "hung",
+        "not read",
+        "released for a reset",
+    ),
+    "gpu_driver_state": (
+        "ok",
+        "hung",
+        "not loaded",
+        "library missing",
+        "module and library of different versions",
+        "no permission",
+        "failed",
+        "released for a reset",
+    ),
+    "gpu_recommended_action": (
+        "nothing",
+        "check the application",
+        "restart the application",
+        "reset the GPU",
+        "reboot the node",
+        "contact support",
+    ),
+    "gpu_recovery_action": (
+        "nothing",
+        "GPU reset",
+        "node reboot",
+        "drain P2P",
+        "drain and reset",
+        "IMEX recovery",
+        "bus reset",
+        "system reboot",
+    ),
+}
+"""What the numbers of a signal mean, as ``collectors/signals.toml`` describes them."""
 _BYTE_STEPS = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 
 
@@ -26,12 +68,15 @@ def number_words(value: float) -> str:
     return f"{value:.2g}" if size < 1 else f"{value:.2f}"
 
 
-def value_words(value: float, unit: str) -> str:
-    """Return a value with its unit: ``31 requests``, ``2.0 GiB``, ``37 %``, ``41 ms``, ``no``."""
+def value_words(value: float, unit: str, signal: str = "") -> str:
+    """Return a value with its unit: ``31 requests``, ``2.0 GiB``, ``37 %``, ``41 ms``, ``no``.
+
+    A state is told in the words of its signal: ``reset required``.
+    """
     if not math.isfinite(value):
         return "not a number"
     if unit in {"bool", "state"}:
-        return _state_words(value, unit)
+        return _state_words(value, unit, signal)
     if unit == "ratio":
         return f"{number_words(round(100 * value, 2))} %"
     if unit == "seconds" and 0 < abs(value) < 1:
@@ -42,24 +87,26 @@ def value_words(value: float, unit: str) -> str:
     return number_words(value) if plain else f"{number_words(value)} {unit}"
 
 
-def range_words(low: float | None, high: float | None, expected: float | None, unit: str) -> str:
+def range_words(
+    low: float | None, high: float | None, expected: float | None, unit: str, signal: str = ""
+) -> str:
     """Return the normal range: ``normally 0 to 4``, ``normally about 3``, or nothing when unknown."""
     if low is not None and high is not None:
-        least, most = value_words(low, unit), value_words(high, unit)
+        least, most = value_words(low, unit, signal), value_words(high, unit, signal)
         if least == most:
             return f"normally {least}"
         suffix = least.removeprefix(least.split(" ", 1)[0])
         if suffix and most.endswith(suffix):
             least = least.removesuffix(suffix)
         return f"normally {least} to {most}"
-    return "" if expected is None else f"normally about {value_words(expected, unit)}"
+    return "" if expected is None else f"normally about {value_words(expected, unit, signal)}"
 
 
-def _state_words(value: float, unit: str) -> str:
+def _state_words(value: float, unit: str, signal: str) -> str:
     if unit == "bool":
         return "yes" if value >= 0.5 else "no"
-    index = int(value)
-    return _ENGINE_STATES[index] if 0 <= index < len(_ENGINE_STATES) else number_words(value)
+    names, index = _STATES.get(signal, _ENGINE_STATES), int(value)
+    return names[index] if 0 <= index < len(names) else number_words(value)
 
 
 def _byte_words(value: float) -> str:

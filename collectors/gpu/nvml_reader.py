@@ -97,6 +97,7 @@ class NvmlReader:
                 signal: value for part in nvml_signals.FAST for signal, value in part(calls, handle)
             }
             signals |= self._slow_signals(entry["uuid"], handle)
+            signals |= dict(nvml_signals.derived(signals))
             migs, found = self._processes_and_migs(handle, entry["uuid"])
             signals |= found
             watched = self._xids.watch(index, handle, entry)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from collectors.gpu.nvml_calls import NvmlCalls
@@ -215,6 +215,13 @@ def _nvlinks(calls: NvmlCalls, handle: Any) -> Values:
     if states:
         yield "gpu_nvlink_links", float(len(states))
         yield "gpu_nvlink_links_active", float(sum(state == 1 for state in states))
+
+
+def derived(signals: Mapping[str, float]) -> Values:
+    """Yield what follows from two readings of different pace."""
+    width, widest = signals.get("gpu_pcie_link_width"), signals.get("gpu_pcie_link_width_max")
+    if width is not None and widest:
+        yield "gpu_pcie_link_width_ratio", min(1.0, width / widest)
 
 
 FAST: tuple[Part, ...] = (activity, memory, heat, power, clocks, errors, links)

@@ -1,4 +1,4 @@
-"""The executor that touches nothing: for waiting, and for handing over to a person."""
+"""The executor that touches nothing: for waiting, and for what a person does."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class NothingExecutor:
     """Does nothing, at once, to any entity."""
 
     name = "none"
-    operations = frozenset({"await_supervisor", "page_human"})
+    operations = frozenset({"await_supervisor", "page_human", "reboot_host"})
     entities: Sequence[str] = ()
 
     def is_supported(self) -> Support:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from analysis.detection.contract import Detections, SignalState
+from analysis.detection.limits import bundled_limits
 from analysis.findings import Anomaly, Direction
 from collectors.contract import SeriesKey
 from collectors.signals import Kind, catalogue, unit_of
@@ -16,7 +17,7 @@ SERVICE, HOST, GPU = "service/llm", "host/box1", "host/box1/gpu/0"
 SERVICE_COLLECTOR, CANARY, GPU_COLLECTOR = (
     "collector/service-llm",
     "collector/canary-llm",
-    "collector/gpu",
+    "collector/gpu-nvml",
 )
 
 NORMAL: Mapping[str, Mapping[str, tuple[float, float, float]]] = {
@@ -66,6 +67,8 @@ NORMAL: Mapping[str, Mapping[str, tuple[float, float, float]]] = {
         "host_memory_used_ratio": (0.4, 0.35, 0.45),
         "host_disk_used_ratio": (0.5, 0.48, 0.52),
         "host_disk_free_bytes": (5e10, 4.9e10, 5.1e10),
+        "gpu_driver_state": (0, 0, 0),
+        "gpu_driver_library_mismatch": (0, 0, 0),
     },
     GPU: {
         "gpu_utilization_percent": (50, 20, 80),
@@ -86,6 +89,17 @@ NORMAL: Mapping[str, Mapping[str, tuple[float, float, float]]] = {
         "gpu_ecc_correctable_total": (0, 0, 0),
         "gpu_row_remap_pending": (0, 0, 0),
         "gpu_available": (1, 1, 1),
+        "gpu_state": (0, 0, 0),
+        "gpu_recovery_action": (0, 0, 0),
+        "gpu_recommended_action": (0, 0, 0),
+        "gpu_row_remap_failed": (0, 0, 0),
+        "gpu_row_remap_banks_exhausted": (0, 0, 0),
+        "gpu_retired_pages_pending": (0, 0, 0),
+        "gpu_nvlink_errors_total": (0, 0, 0),
+        "gpu_nvlink_links_active": (18, 18, 18),
+        "gpu_pcie_link_width_ratio": (1, 1, 1),
+        "gpu_pcie_replay_total": (0, 0, 0),
+        "gpu_processes_vanished": (0, 0, 0),
         "gpu_driver_call_seconds": (0.002, 0.001, 0.01),
     },
     **{
@@ -121,6 +135,14 @@ class World:
                     self.set(onset, entity, **{signal: None})
         return self
 
+    def lose_gpu(self, state: int, onset: float = 990.0) -> World:
+        """Let the GPU tell nothing but a state, as its collector does."""
+        for signal in NORMAL[GPU]:
+            if signal not in {"gpu_xid", "gpu_recommended_action"}:
+                self.set(onset, GPU, **{signal: None})
+        available = None if state in {6, 7} else 0.0
+        return self.set(onset, GPU, gpu_state=state, gpu_available=available)
+
     def state(self, entity: str, signal: str) -> SignalState:
         """Return one series' state."""
         key = SeriesKey(entity, signal)
@@ -152,8 +174,9 @@ class World:
             return Direction.ABSENT
         if catalogue()[signal].kind is Kind.EVENT and value > 0:
             return Direction.EVENT
-        # Detection does not raise what has no bad direction, such as a state or a planned restart.
-        if catalogue()[signal].bad_direction == "none":
+        # Detection does not raise what has no bad direction, such as a state or a planned restart,
+        # unless a rule of its own does.
+        if catalogue()[signal].bad_direction == "none" and signal not in bundled_limits():
             return Direction.NORMAL
         if value > high:
             return Direction.UP
@@ -296,13 +319,40 @@ SCENARIOS: dict[str, Callable[[], World]] = {
     "gpu_power_brake": lambda: World().set(
         990.0, GPU, gpu_throttle_power_brake=1, gpu_throttle_reason=0x80, gpu_sm_clock_mhz=600
     ),
-    "gpu_xid_fatal": lambda: World().set(990.0, GPU, gpu_xid=79, gpu_available=0),
+    "gpu_xid_fatal": lambda: (
+        World()
+        .lose_gpu(2)
+        .set(990.0, GPU, gpu_xid=79, gpu_recommended_action=4)
+    ),
+    "gpu_reset_required": lambda: World().lose_gpu(1).set(990.0, GPU, gpu_recommended_action=3),
+    "gpu_released": lambda: World().lose_gpu(7),
+    "gpu_gone": lambda: World().lose_gpu(3),
+    "gpu_hung": lambda: World().lose_gpu(5),
+    "gpu_unreadable": lambda: World().lose_gpu(4),
+    "gpu_driver_unusable": lambda: (
+        World()
+        .lose_gpu(6)
+        .set(990.0, HOST, gpu_driver_state=2)
+        .set(990.0, GPU_COLLECTOR, scrape_success=0)
+    ),
+    "gpu_driver_mismatch": lambda: World().set(990.0, HOST, gpu_driver_library_mismatch=1),
+    "gpu_memory_unrepairable": lambda: World().set(
+        990.0, GPU, gpu_row_remap_failed=1, gpu_ecc_uncorrectable_total=3, gpu_xid=64
+    ),
+    "gpu_nvlink_fault": lambda: World().set(
+        990.0, GPU, gpu_nvlink_errors_total=4000, gpu_nvlink_links_active=17
+    ),
+    "gpu_pcie_degraded": lambda: World().set(990.0, GPU, gpu_pcie_link_width_ratio=0.5),
+    "gpu_memory_orphaned": lambda: World().set(990.0, GPU, gpu_processes_vanished=1),
     "gpu_xid_application": lambda: (
         World().set(990.0, GPU, gpu_xid=31).set(engine_crashes=1, engine_up=0, engine_state=5)
     ),
     "gpu_ecc": lambda: World().set(990.0, GPU, gpu_ecc_uncorrectable_total=2, gpu_xid=94),
     "gpu_driver_hang": lambda: (
-        World().blind(GPU).set(990.0, GPU_COLLECTOR, scrape_success=0, scrape_duration_seconds=2.0)
+        World()
+        .lose_gpu(6)
+        .set(990.0, HOST, gpu_driver_state=1)
+        .set(990.0, GPU_COLLECTOR, scrape_success=0, scrape_duration_seconds=2.0)
     ),
     "collector_down": lambda: (
         World()

@@ -34,6 +34,14 @@ def test_every_rule_is_of_a_signal_in_the_catalogue() -> None:
         ("gpu_temperature_margin_celsius", 12, 0),
         ("gpu_xid", 0, 79),
         ("gpu_throttle_thermal", 0, 1),
+        *[("gpu_state", 0, state) for state in range(1, 7)],
+        *[("gpu_driver_state", 7, state) for state in range(1, 7)],
+        ("gpu_driver_library_mismatch", 0, 1),
+        ("gpu_recovery_action", 0, 3),
+        ("gpu_row_remap_failed", 0, 1),
+        ("gpu_retired_pages_pending", 0, 1),
+        ("gpu_processes_vanished", 0, 2),
+        ("gpu_pcie_link_width_ratio", 1, 0.5),
         ("host_disk_used_ratio", 0.95, 0.97),
         ("engine_invalid_outputs", 0, 1),
         ("scrape_success", 1, 0),
@@ -70,3 +78,8 @@ def test_a_fault_in_the_rules_names_its_place() -> None:
         parse_limits('[engine_up]\nbelow = 1\nminimum_values = 0\nsource = "x"')
     with pytest.raises(ValueError, match=r"\[engine_up\] bellow"):
         parse_limits('[engine_up]\nbellow = 1\nbelow = 1\nsource = "x"')
+
+
+def test_a_gpu_that_galen_itself_released_breaks_no_rule() -> None:
+    assert score_of("gpu_state", 7) == 0
+    assert score_of("gpu_driver_state", 7) == 0

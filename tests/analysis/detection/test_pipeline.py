@@ -331,3 +331,25 @@ def test_a_seasonal_shape_moves_what_is_expected() -> None:
     day = np.mean([e for h, e in late.items() if 14 < h < 22])
     night = np.mean([e for h, e in late.items() if 2 < h < 10])
     assert day > 3 * night
+
+
+STATE = SeriesKey("host/a/gpu/0", "gpu_state")
+VERSION = SeriesKey("host/a", "gpu_driver_version")
+
+
+def test_a_state_is_raised_by_its_rule_at_once_and_other_states_are_not() -> None:
+    feed = Feed()
+    feed.many(30, lambda _: {STATE: 0.0, VERSION: 580.065})
+    found = feed({STATE: 2.0, VERSION: 590.0})
+    assert [(each.signal, each.direction, each.observed) for each in found.anomalies] == [
+        ("gpu_state", Direction.UP, 2.0)
+    ]
+    over = feed.many(20, lambda _: {STATE: 0.0, VERSION: 590.0})
+    assert over.anomalies == ()
+
+
+def test_a_state_that_is_told_no_more_holds_no_anomaly() -> None:
+    feed = Feed()
+    feed.many(30, lambda _: {STATE: 0.0, LATENCY: 0.3})
+    feed({STATE: 2.0, LATENCY: 0.3})
+    assert feed.many(30, lambda _: {LATENCY: 0.3}).anomalies == ()

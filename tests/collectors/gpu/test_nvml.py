@@ -95,6 +95,7 @@ HEALTHY: Known = {
     "gpu_row_remap_banks_exhausted": 0.0,
     "gpu_pcie_link_width": 16.0,
     "gpu_pcie_link_width_max": 16.0,
+    "gpu_pcie_link_width_ratio": 1.0,
     "gpu_pcie_link_generation": 5.0,
     "gpu_pcie_link_generation_max": 5.0,
     "gpu_pcie_replay_total": 4.0,
