@@ -13,6 +13,7 @@ import structlog
 from collectors.canary import CanaryCollector, GoldenPrompt
 from collectors.contract import Collector
 from collectors.gpu.kernel_log import open_log
+from collectors.gpu.release import RELEASE_FILE, GpuRelease
 from collectors.gpu.nvml import NvmlCollector, nvml_library_present
 from collectors.gpu.simulated import SimulatedGpuCollector
 from collectors.gpu.xid import override_xid
@@ -87,7 +88,7 @@ def _gpu(
         simulated = GpuMode.NONE if load is None else GpuMode.SIMULATED
         mode = GpuMode.NVML if nvml_present() else simulated
     if mode is GpuMode.NVML:
-        return _nvml(settings, host, nvml_present)
+        return _nvml(settings, host, state_dir, nvml_present)
     if mode is GpuMode.SIMULATED:
         return [
             SimulatedGpuCollector(
@@ -102,7 +103,10 @@ def _gpu(
 
 
 def _nvml(
-    settings: CollectorsSettings, host: str, nvml_present: Callable[[], bool]
+    settings: CollectorsSettings,
+    host: str,
+    state_dir: Path,
+    nvml_present: Callable[[], bool],
 ) -> list[Collector]:
     xid = settings.xid
     ledger = XidLedger(
@@ -121,6 +125,7 @@ def _nvml(
             deadline_seconds=settings.gpu_deadline_seconds,
             library_present=nvml_present,
             xids=ledger,
+            release=GpuRelease(state_dir / RELEASE_FILE),
         ),
         XidCollector(host, ledger, open_log(xid.source, kernel_only=xid.kernel_only)),
     ]

@@ -18,6 +18,8 @@ from collectors.contract import Collector, SeriesKey
 from collectors.entities import entity
 from collectors.exporter import make_exporter_server
 from collectors.gpu.control import SimulatedGpuControl
+from collectors.gpu.nvml import NvmlCollector
+from collectors.gpu.release import GpuRelease
 from collectors.gpu.simulated import SimulatedGpuCollector
 from collectors.poller import Poller
 from collectors.registry import build_collectors
@@ -28,6 +30,7 @@ from galen.seasons import SeasonFitter
 from galen.stack import service_url
 from galen.watch import WatchLoop, WatchParts, only_watch
 from healing.executors.gpu import GpuControl, SimulatedControl
+from healing.executors.nvidia_smi import LocalGpus, NvidiaSmiControl
 from healing.executors.registry import build_executors
 from healing.healer import Healer
 from healing.ledger import Ledger
@@ -178,6 +181,14 @@ def _healing_settings(settings: Settings, paths: StatePaths) -> HealingSettings:
 
 
 def _gpu_controls(collectors: Sequence[Collector], paths: StatePaths) -> Mapping[str, GpuControl]:
+    """Return what acts on the GPUs that are collected here; real ones show once they are read."""
+    for collector in collectors:
+        if isinstance(collector, NvmlCollector):
+            release = GpuRelease(paths.gpu_release)
+            return LocalGpus(
+                lambda nvml=collector: nvml.uuids,  # type: ignore[misc]
+                lambda uuid: NvidiaSmiControl(uuid, release=release),
+            )
     return {
         collector.entity: SimulatedControl(SimulatedGpuControl(paths.simulated_gpu))
         for collector in collectors

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from collectors.gpu.release import RELEASE_FILE
 from galen.errors import GalenError
 
 
@@ -28,6 +29,11 @@ class StatePaths:
     def simulated_gpu(self) -> Path:
         """The control file of the simulated GPU."""
         return self.state_dir / "simulated_gpu.json"
+
+    @property
+    def gpu_release(self) -> Path:
+        """Where a reset asks Galen's own reader to let go of the GPUs."""
+        return self.state_dir / RELEASE_FILE
 
     @property
     def service(self) -> Path:

@@ -57,6 +57,12 @@ class KillableChild:
         return self._answered and self._process is not None and self._process.poll() is None
 
     @property
+    def gone(self) -> bool:
+        """Whether no child is left, not even one that was killed and is stuck in the driver."""
+        self._undead = [process for process in self._undead if process.poll() is None]
+        return self._process is None and not self._undead
+
+    @property
     def process_id(self) -> int | None:
         """The running child's process id."""
         return None if self._process is None else self._process.pid

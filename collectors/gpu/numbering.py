@@ -10,6 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 _MOST_DEVICES = 256
+_PLACEHOLDER = "index-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,11 @@ class Device:
     name: str
     pci: str
     present: bool = True
+
+    @property
+    def uuid_is_known(self) -> bool:
+        """Whether the UUID is the device's own, and not a stand-in for one that told none."""
+        return not self.uuid.startswith(_PLACEHOLDER)
 
 
 class Numbering:
@@ -114,4 +120,4 @@ class Numbering:
 
 
 def _placeholder(index: int) -> str:
-    return f"index-{index}"
+    return f"{_PLACEHOLDER}{index}"

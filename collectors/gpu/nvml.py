@@ -19,8 +19,9 @@ from collectors.entities import entity
 from collectors.gpu.killable import KILL_SECONDS, KillableChild, TooSlow
 from collectors.gpu.numbering import Device, Numbering, Seen
 from collectors.gpu.nvml_calls import NO_GPU
+from collectors.gpu.release import GpuRelease, Release
 from collectors.gpu.states import DriverState, GpuState, driver_state_of, fix_of
-from collectors.gpu.xid import pci_address
+from collectors.gpu.xid import RESET_ACTION, pci_address
 from collectors.gpu.xid_ledger import WatchedGpu
 
 log = structlog.get_logger(__name__)
@@ -54,6 +55,9 @@ class XidSink(Protocol):
 
     def from_nvml(self, uuid: str, pci: str, code: int, now_seconds: float) -> None:
         """Take one XID."""
+
+    def was_reset(self, uuid: str, time_seconds: float) -> None:
+        """Learn that a GPU was reset."""
 
 
 @dataclass(slots=True)
@@ -91,6 +95,7 @@ class NvmlCollector:
         library_present: whether NVML can be loaded here.
         monotonic: the clock that the probe is timed with.
         xids: takes the XIDs that NVML reports.
+        release: who resets a GPU asks here that it be let go of; None where nobody does.
     """
 
     def __init__(
@@ -102,6 +107,7 @@ class NvmlCollector:
         library_present: Callable[[], bool] | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         xids: XidSink | None = None,
+        release: GpuRelease | None = None,
     ) -> None:
         self._host = host
         self._deadline_seconds = deadline_seconds
@@ -109,6 +115,9 @@ class NvmlCollector:
         self._library_present = library_present or nvml_library_present
         self._monotonic = monotonic
         self._xids = xids
+        self._release = release
+        self._released = ""
+        self._uuids: Mapping[str, str] = {}
         self._numbering = Numbering()
         self._states: dict[int, GpuState] = {}
         self._trouble: _Trouble | None = None
@@ -130,6 +139,11 @@ class NvmlCollector:
     def _probe_seconds(self) -> float:
         return self._deadline_seconds if self._child.warm else _START_SECONDS
 
+    @property
+    def uuids(self) -> Mapping[str, str]:
+        """The UUID of every GPU that has been seen and told one, by entity. Any thread may ask."""
+        return self._uuids
+
     def is_supported(self) -> Support:
         """Say whether the driver's NVML library is there."""
         if self._library_present():
@@ -150,6 +164,9 @@ class NvmlCollector:
             CollectorError: when NVML does not answer in time, or answers with an error, or not one
                 device can be read; it carries the states as samples.
         """
+        release = self._standing_release(now_seconds)
+        if release is not None:
+            return self._let_go(release, now_seconds)
         started = self._monotonic()
         if self._trouble is not None and started < self._paused_until:
             wait = self._paused_until - started
@@ -168,6 +185,45 @@ class NvmlCollector:
     def close(self) -> None:
         """End the child."""
         self._child.kill()
+
+    def _standing_release(self, now_seconds: float) -> Release | None:
+        """Return the request to let go that stands; take note of one that has ended."""
+        release = self._release.read() if self._release is not None else None
+        if release is None or self._release is None:
+            self._released = ""
+            return None
+        if release.stands(now_seconds):
+            return release
+        if release.ended_seconds is not None and release.reset:
+            # What was wrong before the reset says nothing of the device after it.
+            self._quarantined.clear()
+            if self._xids is not None:
+                self._xids.was_reset(release.gpu, release.ended_seconds)
+        log.info("gpus_read_again", host=self._host, reset=release.reset, gpu=release.gpu)
+        self._release.forget(release)
+        self._released = ""
+        return None
+
+    def _let_go(self, release: Release, now_seconds: float) -> Collection:
+        """End the child, say so to whoever asked, and give the states that follow."""
+        self._child.kill()
+        self._trouble, self._pause_seconds = None, 0.0
+        gone = self._child.gone
+        if gone and self._release is not None:
+            self._release.acknowledge(release)
+        if self._released != release.token:
+            self._released = release.token
+            left = release.until_seconds - now_seconds
+            log.info("gpus_released", host=self._host, gpu=release.gpu, at_most_seconds=left)
+        reason = f"released for a reset of {release.gpu}"
+        if not gone:
+            reason += "; the process that reads it is stuck in the driver and cannot be ended"
+        samples = [self._driver_sample(now_seconds, DriverState.RELEASED)]
+        samples += [
+            self._state_sample(now_seconds, device, GpuState.RELEASED, reason)
+            for device in self._numbering.devices
+        ]
+        return Collection(samples=samples, notes=(reason,))
 
     def _question(self, now: float) -> bytes:
         skip = [index for index, one in self._quarantined.items() if now < one.until]
@@ -238,6 +294,11 @@ class NvmlCollector:
                 states[device.number] = GpuState.GONE
                 samples += self._device_samples(now_seconds, device, GpuState.GONE, {}, seconds)
         self._report_changes(states)
+        self._uuids = {
+            self._entity(device): device.uuid
+            for device in self._numbering.devices
+            if device.uuid_is_known
+        }
         self._hand_over_xids(answer, now_seconds)
         answering = sum(state is GpuState.OK for state in states.values())
         samples.append(self._host_sample(now_seconds, "gpu_count", answering))
@@ -255,6 +316,9 @@ class NvmlCollector:
         if self._xids is not None and device.pci:
             watched = bool(reading.get("xids_watched"))
             recovery = reading.get("signals", {}).get("gpu_recovery_action")
+            if state is GpuState.RESET_REQUIRED:
+                # A driver that refuses the device until its reset has said what it asks for.
+                recovery = RESET_ACTION
             self._xids.device(
                 WatchedGpu(name, device.pci, device.uuid, watched, recovery), now_seconds
             )

@@ -21,6 +21,8 @@ class GpuState(IntEnum):
     """A call about it did not return; it is left out for a while so that the others can be read."""
     UNREAD = 6
     """Nothing is known about it: the driver as a whole is silent, or does not let this user ask."""
+    RELEASED = 7
+    """Galen itself has let go of it, so that it can be reset."""
 
 
 class DriverState(IntEnum):
@@ -36,6 +38,8 @@ class DriverState(IntEnum):
     NO_PERMISSION = 5
     FAILED = 6
     """NVML itself, or the process that calls it, failed in another way."""
+    RELEASED = 7
+    """Galen itself asks nothing, so that a GPU can be reset."""
 
 
 class NvmlError(IntEnum):

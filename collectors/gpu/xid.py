@@ -186,6 +186,8 @@ _RECOVERY_NUMBERS: Mapping[int, RecommendedAction] = MappingProxyType(
         7: RecommendedAction.REBOOT_NODE,
     }
 )
+RESET_ACTION = 1.0
+"""The recovery action "GPU reset" as NVML's field tells it."""
 _RECOVERY = re.compile(r"changed from .*? to 0x[0-9a-fA-F]+ \((?P<words>[^()]*)")
 
 

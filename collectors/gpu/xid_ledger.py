@@ -57,6 +57,8 @@ class XidEvent:
     """From the driver and from names of processes: never render it as markup."""
     escalated: bool = False
     """A burst rule has replaced severity and action."""
+    withdrawn: bool = False
+    """The driver took its request back: the report says that nothing is wrong any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,8 @@ class _Device:
     bursts: dict[int, deque[float]] = field(default_factory=dict)
     total: int = 0
     verdict: tuple[float, RecommendedAction] | None = None
+    reset_seconds: float = float("-inf")
+    """What was reported before counts for bursts alone."""
 
     def current(self, now_seconds: float) -> WatchedGpu | None:
         """Return what NVML says of it now; what it said long ago says nothing of a lost GPU."""
@@ -161,6 +165,17 @@ class XidLedger:
                 self._take_name(gpu.name)
             found.name, found.gpu, found.told_seconds = gpu.name, gpu, now_seconds
 
+    def was_reset(self, uuid: str, time_seconds: float) -> None:
+        """Learn that a GPU was reset: codes, advice and verdicts from before are void."""
+        with self._lock:
+            for device in self._devices.values():
+                if device.gpu is None or device.gpu.uuid != uuid:
+                    continue
+                device.reset_seconds = max(device.reset_seconds, time_seconds)
+                device.gpu = device.gpu._replace(recovery=None)
+                if device.verdict is not None and device.verdict[0] <= time_seconds:
+                    device.verdict = None
+
     def from_nvml(self, uuid: str, pci: str, code: int, now_seconds: float) -> None:
         """Take a code that NVML reports."""
         with self._lock:
@@ -181,6 +196,7 @@ class XidLedger:
                 device.verdict is None or device.verdict[0] <= time_seconds
             ):
                 device.verdict = (time_seconds, verdict)
+                event.withdrawn = verdict is RecommendedAction.IGNORE
 
     def take_fresh(self) -> list[tuple[str, XidEvent]]:
         """Return the events that began, or were escalated, since the last call, with their devices."""
@@ -224,6 +240,8 @@ class XidLedger:
             event
             for event in device.events.values()
             if now_seconds - event.last_seconds < self._hold_seconds
+            and event.last_seconds > device.reset_seconds
+            and not event.withdrawn
         ]
         worst = max(
             recent,
@@ -239,7 +257,7 @@ class XidLedger:
             return Advice(
                 recovery_action(int(recovery)), "driver", note="the driver's recovery action"
             )
-        since = now_seconds - self._advice_seconds
+        since = max(now_seconds - self._advice_seconds, device.reset_seconds)
         if device.verdict is not None:
             told, action = device.verdict
             if action is RecommendedAction.IGNORE:

@@ -1,9 +1,7 @@
-"""Acts on GPUs: power limits and resets, of a simulated GPU or through ``nvidia-smi``."""
+"""Acts on GPUs: power limits and resets, each through a control of its own."""
 
 from __future__ import annotations
 
-import contextlib
-import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -64,7 +62,8 @@ class GpuExecutor:
     operations = frozenset({"lower_power_limit", "restore_power_limit", "reset_gpu"})
 
     def __init__(self, controls: Mapping[str, GpuControl]) -> None:
-        self._controls = dict(controls)
+        """Act through ``controls``, by entity. It may grow: GPUs of this machine show when they are read."""
+        self._controls = controls
 
     @property
     def entities(self) -> Sequence[str]:
@@ -204,72 +203,3 @@ class SimulatedControl:
             self._control.inject(xid=0, driver_hang=False, ecc_uncorrectable=0)
         except (ControlError, OSError) as error:
             raise ExecutionError(str(error)) from error
-
-
-Run = Callable[[Sequence[str], float], str]
-"""Runs a program within a deadline in seconds and returns what it printed."""
-
-
-class NvidiaSmiControl:
-    """A GPU of this machine through ``nvidia-smi``.
-
-    NVML calls can hang in the driver for good, and a thread that hangs cannot be ended; a child
-    process can be given up. Setting a limit needs root.
-    """
-
-    _QUERY = "power.limit,power.default_limit,power.min_limit,power.max_limit"
-
-    def __init__(self, gpu: str, *, run: Run | None = None) -> None:
-        """Act on ``gpu``: its UUID, PCI bus id or index."""
-        self._gpu = gpu
-        self._run = run or run_program
-
-    def power_limits(self, deadline_seconds: float) -> PowerLimits:
-        """Ask for the four limits."""
-        printed = self._run(
-            ["nvidia-smi", "-i", self._gpu, f"--query-gpu={self._QUERY}",
-             "--format=csv,noheader,nounits"],
-            deadline_seconds,
-        )  # fmt: skip
-        try:
-            limit, default, minimum, maximum = (float(field) for field in printed.split(","))
-        except ValueError as error:
-            raise ExecutionError(
-                f"GPU {self._gpu} does not tell its power limits: {printed.strip()[:80]!r}"
-            ) from error
-        return PowerLimits(limit, default, minimum, maximum)
-
-    def set_power_limit(self, watts: float, deadline_seconds: float) -> None:
-        """Set the limit."""
-        self._run(["nvidia-smi", "-i", self._gpu, f"--power-limit={watts:.0f}"], deadline_seconds)
-
-    def reset(self, deadline_seconds: float) -> None:
-        """Reset the device; the driver refuses while a process uses it."""
-        self._run(["nvidia-smi", "-i", self._gpu, "--gpu-reset"], deadline_seconds)
-
-
-def run_program(arguments: Sequence[str], deadline_seconds: float) -> str:
-    """Run a program and return its output.
-
-    Raises:
-        ExecutionError: when it is missing or ends with an error.
-        TimeoutError: when it does not end in time; it is killed, and not waited for if that fails.
-    """
-    try:
-        child = subprocess.Popen(  # noqa: S603 - fixed program, arguments are not parsed by a shell
-            list(arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-    except OSError as error:
-        raise ExecutionError(f"{arguments[0]} cannot be run: {error}") from error
-    try:
-        printed, _ = child.communicate(timeout=deadline_seconds)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        # One that hangs in the driver cannot be killed; waiting longer would hang this thread too.
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            child.communicate(timeout=_KILL_SECONDS)
-        raise TimeoutError(f"{arguments[0]} gave no answer in {deadline_seconds:.0f} s") from None
-    if child.returncode != 0:
-        words = " ".join(printed[:300].split())
-        raise ExecutionError(f"{' '.join(arguments)} failed: {words}")
-    return printed

@@ -96,13 +96,13 @@ static int attach(void) {
     struct stat found;
     int file;
     if (state) return SUCCESS;
-    if (!path || (file = open(path, O_RDWR)) < 0) return DRIVER_NOT_LOADED;
+    if (!path || (file = open(path, O_RDWR | O_CLOEXEC)) < 0) return DRIVER_NOT_LOADED;
     if (fstat(file, &found) || (size_t)found.st_size < sizeof(struct fake_state)) {
         close(file);
         return DRIVER_NOT_LOADED;
     }
     state = mmap(NULL, sizeof(struct fake_state), PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
-    close(file);
+    /* It stays open, as /dev/nvidia0 does: that is what a reset looks for. */
     if (state == MAP_FAILED) { state = NULL; return UNKNOWN; }
     if (state->magic != MAGIC || state->size != sizeof(struct fake_state)) {
         fprintf(stderr, "fake NVML: %s has another layout\n", path);

@@ -11,7 +11,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ import pytest
 SOURCE = Path(__file__).with_name("fake_nvml.c")
 NO_FAN = 0xFFFFFFFF
 LOST, NOT_SUPPORTED, UNKNOWN = 15, 3, 999
+RESET_REQUIRED = 16
+_RECOVERY_ACTION = 230
 
 _u32, _i32, _u64 = ctypes.c_uint32, ctypes.c_int32, ctypes.c_uint64
 
@@ -194,6 +196,11 @@ class FakeNvml:
         self.state.magic = 0x4C4D564E
 
     @property
+    def file(self) -> Path:
+        """What a process that has the fake open holds, as others hold ``/dev/nvidia0``."""
+        return self._path
+
+    @property
     def environment(self) -> dict[str, str]:
         """The environment in which ``libnvidia-ml.so.1`` is the fake."""
         return os.environ | {
@@ -268,6 +275,21 @@ class FakeNvml:
         rule = next(rule for rule in self.state.rules if not rule.used)
         rule.function, rule.gpu, rule.error, rule.hang = function.encode(), gpu, error, hang
         rule.used = 1
+
+
+def reset_gpu(path: Path, uuid: str) -> bool:
+    """Reset one GPU of the fake, from any process; return whether there is one of that UUID."""
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
+        state = _State.from_buffer(memory)
+        found = [gpu for gpu in state.gpus if gpu.uuid == uuid.encode()]
+        for gpu in found:
+            gpu.index_error = 0
+            gpu.field(_RECOVERY_ACTION, 0)
+        exists = bool(found)
+        del state, found
+        with suppress(UnboundLocalError):
+            del gpu
+    return exists
 
 
 def compile_library(folder: Path, *defines: str) -> Path:

@@ -9,13 +9,8 @@ import pytest
 from collectors.gpu.control import SimulatedGpuControl
 from healing.errors import ExecutionError
 from healing.executors.contract import Command, Outcome
-from healing.executors.gpu import (
-    GpuExecutor,
-    NvidiaSmiControl,
-    PowerLimits,
-    SimulatedControl,
-    run_program,
-)
+from healing.executors.gpu import GpuExecutor, PowerLimits, SimulatedControl
+from healing.executors.nvidia_smi import NvidiaSmiControl, run_program
 
 GPU = "host/box/gpu/0"
 
