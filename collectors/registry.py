@@ -13,8 +13,8 @@ import structlog
 from collectors.canary import CanaryCollector, GoldenPrompt
 from collectors.contract import Collector
 from collectors.gpu.kernel_log import open_log
-from collectors.gpu.release import RELEASE_FILE, GpuRelease
 from collectors.gpu.nvml import NvmlCollector, nvml_library_present
+from collectors.gpu.release import RELEASE_FILE, GpuRelease
 from collectors.gpu.simulated import SimulatedGpuCollector
 from collectors.gpu.xid import override_xid
 from collectors.gpu.xid_collector import XidCollector

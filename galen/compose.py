@@ -182,13 +182,10 @@ def _healing_settings(settings: Settings, paths: StatePaths) -> HealingSettings:
 
 def _gpu_controls(collectors: Sequence[Collector], paths: StatePaths) -> Mapping[str, GpuControl]:
     """Return what acts on the GPUs that are collected here; real ones show once they are read."""
-    for collector in collectors:
-        if isinstance(collector, NvmlCollector):
-            release = GpuRelease(paths.gpu_release)
-            return LocalGpus(
-                lambda nvml=collector: nvml.uuids,  # type: ignore[misc]
-                lambda uuid: NvidiaSmiControl(uuid, release=release),
-            )
+    nvml = next((one for one in collectors if isinstance(one, NvmlCollector)), None)
+    if nvml is not None:
+        release = GpuRelease(paths.gpu_release)
+        return LocalGpus(lambda: nvml.uuids, lambda uuid: NvidiaSmiControl(uuid, release=release))
     return {
         collector.entity: SimulatedControl(SimulatedGpuControl(paths.simulated_gpu))
         for collector in collectors

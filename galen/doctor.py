@@ -12,15 +12,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from email.utils import parsedate_to_datetime
-from enum import StrEnum
 from pathlib import Path
 
 import httpx
-import pynvml
 from packaging.requirements import Requirement
-from pydantic import BaseModel, ConfigDict
 
+from collectors.gpu.release import RELEASE_FILE, GpuRelease
+from galen.check import Check, Level
 from galen.config import Settings
+from galen.doctor_gpu import gpu_checks
 
 _OLDEST_PYTHON = (3, 11)
 _DISK_WARN_BYTES = 2 * 2**30
@@ -31,33 +31,12 @@ _DEADLINE_SECONDS = 3.0
 _SLACK_WEBHOOK = re.compile(r"https://hooks\.slack(-gov)?\.com/services/T\w+/B\w+/\w+")
 
 
-class Level(StrEnum):
-    """How a check came out."""
-
-    OK = "ok"
-    NOTE = "note"
-    """Not a fault; Galen works, with less."""
-    FAIL = "fail"
-
-
-class Check(BaseModel):
-    """One thing that was looked at."""
-
-    model_config = ConfigDict(frozen=True)
-
-    name: str
-    level: Level
-    found: str
-    why: str
-    fix: str = ""
-
-
 def run_checks(settings: Settings, state_dir: Path) -> list[Check]:
-    """Look at everything. No check changes anything, and none takes longer than a few seconds."""
+    """Look at everything. No check changes anything, and each ends within some seconds."""
     checks: list[Callable[[], Iterator[Check]]] = [
         _python,
         _dependencies,
-        _gpu,
+        lambda: gpu_checks(settings.collectors, GpuRelease(state_dir / RELEASE_FILE)),
         _tensorrt,
         lambda: _prometheus(settings),
         lambda: _slack(settings),
@@ -103,41 +82,6 @@ def _dependency_faults(requirements: Sequence[str]) -> Iterator[str]:
             continue
         if version not in requirement.specifier:
             yield f"{requirement.name} {version} does not fit {requirement.specifier}"
-
-
-def _gpu() -> Iterator[Check]:
-    why = "NVML is where GPU numbers come from."
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError as error:
-        device = Path("/dev/nvidiactl").exists()
-        yield Check(
-            name="gpu",
-            level=Level.FAIL if device else Level.NOTE,
-            found=f"NVML does not start: {error}",
-            why=why,
-            fix=(
-                "The device is there but the driver's library does not answer: reinstall the driver, "
-                "or pass the GPU into the container (--gpus all)."
-                if device
-                else "None needed without a GPU: a simulated one is used, and labelled so. With one, "
-                "install NVIDIA's driver."
-            ),
-        )
-        return
-    try:
-        count = pynvml.nvmlDeviceGetCount()
-        driver = pynvml.nvmlSystemGetDriverVersion()
-        cuda = pynvml.nvmlSystemGetCudaDriverVersion()
-    finally:
-        pynvml.nvmlShutdown()
-    yield Check(
-        name="gpu",
-        level=Level.OK if count else Level.FAIL,
-        found=f"{count} GPUs, driver {driver}, CUDA {cuda // 1000}.{cuda % 1000 // 10}",
-        why=why,
-        fix="" if count else "The driver sees no GPU: look at `dmesg | grep -i xid`.",
-    )
 
 
 def _tensorrt() -> Iterator[Check]:

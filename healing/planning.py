@@ -116,9 +116,7 @@ def stale_evidence(
     return f"{old.signal} of {old.entity} is older than {max_age_seconds:.0f} s: nobody acts blind"
 
 
-def not_asked_for(
-    remedy: Remedy, entity: str, hypothesis: Hypothesis, history: History
-) -> str:
+def not_asked_for(remedy: Remedy, entity: str, hypothesis: Hypothesis, history: History) -> str:
     """Return, in words, that nobody asks for a remedy that has to be asked for; empty when one does.
 
     The conditions are looked for on the entity that would be acted on, and on that of the cause.

@@ -224,7 +224,9 @@ def _statement(observed: Observed, state: SignalState, unit: str, *, expected: b
 
 def _expectation(observation: Observation, unit: str) -> str:
     if observation.level is not None and unit == "state":
-        return " or ".join(value_words(v, unit, observation.signal) for v in observation.level.values)
+        return " or ".join(
+            value_words(v, unit, observation.signal) for v in observation.level.values
+        )
     if observation.level is not None and len(observation.level.values) > _MOST_VALUES_TOLD:
         return f"one of {len(observation.level.values)} values"
     if observation.level is not None:

@@ -1,9 +1,9 @@
 """Letting go of the GPUs for a reset: who resets asks, who reads lets go, and time ends it.
 
-NVIDIA refuses to reset a GPU while any process has it open, be it only for monitoring. Whoever is about to
-reset one writes a request with an expiry into a file; the NVML collector ends its child, writes beside it
-that it has, and reads nothing until the request has ended or expired. A crash of either side leaves
-nothing held: the request runs out by itself.
+NVIDIA refuses to reset a GPU while any process has it open, be it only for monitoring. Whoever is about
+to reset one writes a request with an expiry into a file; the NVML collector ends its child, writes
+beside it that it has, and reads nothing until the request has ended or expired. A crash of either side
+leaves nothing held: the request runs out by itself.
 """
 
 from __future__ import annotations

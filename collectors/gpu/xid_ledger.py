@@ -225,7 +225,12 @@ class XidLedger:
             standing = self._standing(device, now_seconds)
             advice = self._advice(device, now_seconds)
             gpu = device.current(now_seconds)
-            if device.gpu is not None or standing is not None or advice.source != "none":
+            told = (
+                standing is not None
+                or advice.source != "none"
+                or self._is_withdrawn(device, now_seconds)
+            )
+            if device.gpu is not None or told:
                 yield DeviceXids(
                     name=device.name,
                     is_switch=source is XidSource.NVSWITCH,
@@ -234,6 +239,15 @@ class XidLedger:
                     total=device.total,
                     advice=advice,
                 )
+
+    def _is_withdrawn(self, device: _Device, now_seconds: float) -> bool:
+        """Say whether the driver took a request back a moment ago: that is news, too."""
+        event = device.events.get(RECOVERY_ACTION_CHANGED)
+        return (
+            event is not None
+            and event.withdrawn
+            and now_seconds - event.last_seconds < self._hold_seconds
+        )
 
     def _standing(self, device: _Device, now_seconds: float) -> XidEvent | None:
         recent = [

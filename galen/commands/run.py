@@ -12,6 +12,7 @@ import typer
 from pydantic import TypeAdapter
 from rich.text import Text
 
+from galen.check import Check, Level
 from galen.commands.context import (
     ConfigOption,
     JsonOption,
@@ -22,7 +23,7 @@ from galen.commands.context import (
     progress,
     stop_on_signals,
 )
-from galen.doctor import Check, Level, run_checks
+from galen.doctor import run_checks
 from galen.stack import DEMO_ENVIRONMENT, StackOptions, own_service_environment
 from galen.up import UpOptions, run_up
 

@@ -62,7 +62,7 @@ class GpuExecutor:
     operations = frozenset({"lower_power_limit", "restore_power_limit", "reset_gpu"})
 
     def __init__(self, controls: Mapping[str, GpuControl]) -> None:
-        """Act through ``controls``, by entity. It may grow: GPUs of this machine show when they are read."""
+        """Act through ``controls``, by entity; they may become more as GPUs are seen."""
         self._controls = controls
 
     @property

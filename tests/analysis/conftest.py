@@ -320,9 +320,7 @@ SCENARIOS: dict[str, Callable[[], World]] = {
         990.0, GPU, gpu_throttle_power_brake=1, gpu_throttle_reason=0x80, gpu_sm_clock_mhz=600
     ),
     "gpu_xid_fatal": lambda: (
-        World()
-        .lose_gpu(2)
-        .set(990.0, GPU, gpu_xid=79, gpu_recommended_action=4)
+        World().lose_gpu(2).set(990.0, GPU, gpu_xid=79, gpu_recommended_action=4)
     ),
     "gpu_reset_required": lambda: World().lose_gpu(1).set(990.0, GPU, gpu_recommended_action=3),
     "gpu_released": lambda: World().lose_gpu(7),

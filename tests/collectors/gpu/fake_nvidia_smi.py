@@ -15,6 +15,10 @@ sys.path.insert(0, str(Path(__file__).parents[3]))
 from tests.collectors.gpu.fake_nvml import reset_gpu
 
 
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+
+
 def users_of(device: Path) -> list[int]:
     """Return the processes that have a file open, but for this one and the test that started it."""
     found = []
@@ -34,11 +38,11 @@ def users_of(device: Path) -> list[int]:
 def main(arguments: list[str]) -> int:
     """Reset, or say why not."""
     if len(arguments) != 3 or arguments[0] != "-i" or arguments[2] != "--gpu-reset":
-        print(f"Invalid combination of input arguments: {arguments}")
+        _say(f"Invalid combination of input arguments: {arguments}")
         return 2
     device = Path(os.environ["GALEN_FAKE_NVML"]).resolve()
     if users_of(device):
-        print(
+        _say(
             "The following GPUs could not be reset:\n"
             f"  GPU {arguments[1]}: In use by another client\n\n"
             "1 device is currently being used by one or more other processes (e.g., Fabric Manager, "
@@ -48,9 +52,9 @@ def main(arguments: list[str]) -> int:
         )
         return 255
     if not reset_gpu(device, arguments[1]):
-        print("No devices were found")
+        _say("No devices were found")
         return 6
-    print(f"GPU {arguments[1]} was successfully reset.\nAll done.")
+    _say(f"GPU {arguments[1]} was successfully reset.\nAll done.")
     return 0
 
 

@@ -172,6 +172,7 @@ def test_what_changes_while_it_runs(fake: FakeNvml, make_collector: Make) -> Non
         "gpu_power_limit_watts": 350.0,
         "gpu_pcie_replay_total": 900.0,
         "gpu_pcie_link_width": 8.0,
+        "gpu_pcie_link_width_ratio": 0.5,
         "gpu_pcie_link_generation": 1.0,
         "gpu_nvlink_links_active": 3.0,
         "gpu_nvlink_errors_total": 10.0,
