@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from typing import NamedTuple
 
 
@@ -52,7 +52,7 @@ class Selector:
     @property
     def is_counter(self) -> bool:
         """Whether the metric only grows, by the naming conventions of Prometheus and of exporters."""
-        return not self.counted and self.name not in _GAUGES and bool(_COUNTER.search(self.name))
+        return not self.counted and _is_counter(self.name)
 
     def holds(self, labels: Mapping[str, str]) -> bool:
         """Say whether the labels of a series of this name meet every condition."""
@@ -151,6 +151,11 @@ _TOKEN = re.compile(
 )
 _MATCHER = re.compile(r'\s*([a-zA-Z_]\w*)\s*(=~|!~|!=|=)\s*"([^"\\]*)"\s*')
 _PRECEDENCE = {"+": 1, "-": 1, "*": 2, "/": 2}
+
+
+@cache  # by the names of the catalogue, which are some hundred
+def _is_counter(name: str) -> bool:
+    return name not in _GAUGES and bool(_COUNTER.search(name))
 
 
 @lru_cache(maxsize=4096)

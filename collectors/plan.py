@@ -47,6 +47,9 @@ class Operand:
     """Their places among the counters; empty when they are read as they are."""
     family: tuple[int, ...]
     """All series of the name and the entity: they tell an event that never happened from no news."""
+    is_counter: bool
+    grows: bool
+    """Whether what grew is meant, and not what stands."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +62,6 @@ class Way:
     operands: Mapping[Selector, Operand]
     buckets: Mapping[float, tuple[int, ...]] | None = None
     """Places among the counters by upper bound, for a quantile of a histogram."""
-
-    def counts(self, selector: Selector) -> bool:
-        """Say whether what grew is meant, and not what stands."""
-        return selector.is_counter and (
-            self.signal.kind is not Kind.COUNTER or self.expression.is_windowed
-        )
 
 
 @dataclass(slots=True)
@@ -245,7 +242,9 @@ class Planner:
             places = [p for p in family if selector.holds(self._series[p].labels)]
             if places or is_counter:
                 counters = self._counted(places) if increases else ()
-                column[name] = Operand(tuple(places), counters, tuple(family))
+                column[name] = Operand(
+                    tuple(places), counters, tuple(family), is_counter, increases
+                )
         return column
 
     def _is_of(self, signal: Signal, place: int) -> bool:
@@ -363,11 +362,11 @@ class Scrape:
 
         def read(selector: Selector) -> float | None:
             operand = way.operands[selector]
-            if not selector.is_counter:
+            if not operand.is_counter:
                 return self._present(way.signal, selector, operand)
             if not any(self.values[place] == self.values[place] for place in operand.family):
                 return None
-            if not way.counts(selector):
+            if not operand.grows:
                 present = self._present(way.signal, selector, operand)
                 return 0.0 if present is None else present
             if increases is None:
@@ -383,7 +382,7 @@ class Scrape:
             return _fold(selector.fold, values) if values else None
         if not values:
             return None
-        if selector.is_counter:
+        if operand.is_counter:
             return sum(values)
         result = values[0]
         for value in values[1:]:

@@ -117,7 +117,7 @@ def _reading(found: Value) -> Reading | None:
         labels |= {"window": "lifetime", "quantile": f"{signal.quantile:g}"}
     elif found.way.expression.is_windowed:
         labels["window"] = "lifetime"
-    elif any(found.way.counts(selector) for selector in found.way.operands):
+    elif any(operand.grows for operand in found.way.operands.values()):
         if signal.kind not in {Kind.RATE, Kind.EVENT} and unit != "count":
             return None
         labels["cumulative"] = "true"
