@@ -18,9 +18,9 @@ from inference.admin_token import admin_token_of
 from inference.admission_metrics import AdmissionCollector
 from inference.audit import FILE as AUDIT_FILE
 from inference.audit import AuditFile, AuditLog
-from inference.canary import Canary, CanaryOutcome, Golden
+from inference.canary import Canary, CanaryOutcome
 from inference.connections import ConnectionCounts
-from inference.consistency import PeerCollector, PeerWatch, Question
+from inference.consistency import PeerCollector, PeerWatch
 from inference.degradation import Degradable, Degradation, Level
 from inference.dispatch_contract import Suspect
 from inference.engine_host import EngineHost, EngineState
@@ -36,10 +36,11 @@ from inference.gate import Gate
 from inference.health import HealthReport, judge
 from inference.health_history import HealthHistory, HistoryCollector, Observation
 from inference.metrics import CanaryCollector, EngineCollector, RequestMetrics
-from inference.model import GoldenPrompt, ModelKind
+from inference.model import ModelKind
 from inference.poison.guard import PoisonCollector, PoisonGuard
 from inference.poison.sandbox import Numbered
 from inference.pressure import PressureMeter
+from inference.questions import Questions
 from inference.release.catalogue import Catalogue
 from inference.release.manager import ReleaseCollector, Releases
 from inference.release.observing import of_deadline, of_message
@@ -58,8 +59,6 @@ _log = structlog.get_logger(__name__)
 
 VERSION = "0.1.0"
 _DRAIN_POLL_SECONDS = 0.02
-# Long enough to differ, short enough to cost little.
-_QUESTION_TOKENS = 64
 # Audit lines and spans of the last requests are written at the end; a disk or a collector that is
 # gone does not hold us up.
 _FLUSH_SECONDS = 2.0
@@ -128,9 +127,11 @@ class InferenceService:
             wall_clock,
         )
         self.metrics.registry.register(PoisonCollector(self.poison))
+        self.questions = Questions(self)
         self.hosts = {model: self._make_host(model) for model in settings.models}
         self.canaries = {
-            model: Canary(host, settings, self._ask, clock) for model, host in self.hosts.items()
+            model: Canary(host, settings, self.questions.ask, clock)
+            for model, host in self.hosts.items()
         }
         self.releases = Releases(self.repository, settings, self.hosts, self.canaries, clock)
         self.metrics.registry.register(ReleaseCollector(self.releases, self.hosts))
@@ -145,8 +146,8 @@ class InferenceService:
         self.metrics.registry.register(HistoryCollector(self.history))
         self.peers = PeerWatch(
             settings.peers,
-            self._answer,
-            self._questions,
+            self.questions.answer,
+            self.questions.for_peers,
             settings.peer_timeout_seconds,
             settings.failure_threshold,
             clock,
@@ -160,7 +161,6 @@ class InferenceService:
         self._supervisor = SupervisorThread(
             [host.supervisor for host in self.hosts.values()], settings.supervisor_interval_seconds
         )
-        self._request_numbers = 0
 
     def _make_host(self, model: str) -> EngineHost:
         return EngineHost(
@@ -239,7 +239,7 @@ class InferenceService:
         host = self._make_host(model)
         loop = asyncio.get_running_loop()
         host.bind(loop)
-        canary = Canary(host, self.settings, self._ask, self.clock)
+        canary = Canary(host, self.settings, self.questions.ask, self.clock)
         self.hosts[model], self.canaries[model] = host, canary
         self._supervisor.add(host.supervisor)
         self._canary_tasks[model] = loop.create_task(canary.run())
@@ -407,53 +407,6 @@ class InferenceService:
         reason = self.not_ready_reason()
         seen["", "ready"] = Observation("failing" if reason else "ok", reason)
         return seen
-
-    async def _ask(self, model: str, golden: Golden) -> str:
-        """Send a golden example through the real queue; say what was wrong with the answer."""
-        if not isinstance(golden, GoldenPrompt):
-            return await self.tensors.ask(model, golden)
-        limit = golden.max_tokens or self.settings.max_output_tokens
-        text = await self._golden_text(model, golden.task, golden.text, limit)
-        right = text.strip() == golden.expected.strip()
-        return "" if right else f"wrong answer to a golden prompt ({golden.task})"
-
-    async def _golden_text(self, model: str, task: str, text: str, max_tokens: int) -> str:
-        """Send a prompt of the service's own through the real queue."""
-        self._request_numbers += 1
-        request = GenerationRequest(
-            request_id=f"canary-{self._request_numbers}",
-            model=model,
-            task=task,
-            text=text,
-            deadline=self.clock() + self.settings.canary_deadline_seconds,
-            max_tokens=max_tokens,
-            canary=True,
-            golden=True,
-        )
-        ticket, _ = self.submit(request)
-        return (await ticket.result()).text
-
-    def _questions(self) -> list[Question]:
-        """Return what this replica and its peers are asked: the serving model's golden prompts."""
-        metadata = self.hosts[self.serving_model].metadata()
-        return [
-            Question(
-                self.serving_model,
-                golden.text,
-                golden.task,
-                max_tokens=golden.max_tokens or _QUESTION_TOKENS,
-            )
-            for golden in (metadata.golden if metadata is not None else ())
-            if isinstance(golden, GoldenPrompt)
-        ]
-
-    async def _answer(self, question: Question) -> str | None:
-        """Answer a question to all replicas, or stay silent."""
-        limit = question.max_tokens
-        try:
-            return await self._golden_text(question.model, question.task, question.text, limit)
-        except ServiceError:
-            return None
 
     # --- health
 

@@ -88,7 +88,7 @@ def test_a_version_with_a_failing_canary_goes_back(live, tools, monkeypatch):
     """The canary of the new version answers wrong; the old one's does not."""
     settle(live)
     swap(live, 2)
-    real = live.service._ask
+    real = live.service.questions.ask
 
     async def ask(model, golden):
         wrong = live.service.hosts["tiny"].version == 2
