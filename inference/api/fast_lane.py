@@ -213,7 +213,6 @@ class FastLane:
         exchange.request_id = (
             request_id_from(head.request_id) if head.request_id else self._next_id()
         )
-        exchange.level = int(service.gate.degradation.level)
         ticket = TensorTicket(
             request_id=exchange.request_id,
             model=head.target.model,
@@ -229,10 +228,13 @@ class FastLane:
         try:
             route = service.tensors.submit(ticket)
         except ServiceError as error:
+            exchange.level = int(service.gate.degradation.level)
             self._refuse(exchange, error)
             return True
         exchange.ticket = ticket
         exchange.answered_by = route.model
+        if route is not service.tensors.calm_route:
+            exchange.level = int(service.gate.degradation.level)
         if route.reason:
             exchange.fallback = route.reason.value
             exchange.level = int(service.level_of(ticket, route.model))

@@ -30,7 +30,8 @@ class TensorFront:
     def __init__(self, service: InferenceService) -> None:
         self._service = service
         self._golden_number = 0
-        self._calm_route = _NO_ROUTE
+        self.calm_route = _NO_ROUTE
+        """What `submit` returns while nothing is to be checked, the degradation level being 0."""
         self._calm_tensors: TensorDispatcher
 
     def submit(self, ticket: TensorTicket) -> Route:
@@ -41,11 +42,11 @@ class TensorFront:
         """
         service = self._service
         try:
-            calm = ticket.model == self._calm_route.model and not ticket.canary
+            calm = ticket.model == self.calm_route.model and not ticket.canary
             if calm or self._calm(ticket):
                 service.count_arrival()
                 self._calm_tensors.submit(ticket)
-                return self._calm_route
+                return self.calm_route
             service.check_admission(ticket)
             route = service.route(ticket.model, canary=ticket.canary)
             host = service.hosts[route.model]
@@ -73,12 +74,12 @@ class TensorFront:
             return False
         if not host.works_now or ticket.canary:
             return False
-        self._calm_route, self._calm_tensors = route, host.tensors
+        self.calm_route, self._calm_tensors = route, host.tensors
         asyncio.get_running_loop().call_soon(self._forget_calm)
         return True
 
     def _forget_calm(self) -> None:
-        self._calm_route = _NO_ROUTE
+        self.calm_route = _NO_ROUTE
 
     def cancel(self, ticket: TensorTicket, model: str) -> None:
         """Give up a request whose client has left; one that is done stays done."""
