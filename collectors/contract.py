@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, runtime_checkable
 
+from collectors.links import Link
+
 
 class Sample(NamedTuple):
     """One number of one signal of one entity.
@@ -41,6 +43,8 @@ class Collection:
     """Names that the source offered and the catalogue does not know."""
     notes: Sequence[str] = ()
     """What a person should know about this collection, such as a blank sentinel that was left out."""
+    links: Sequence[Link] = ()
+    """What the source says about where its entities run."""
 
 
 @dataclass(frozen=True, slots=True)

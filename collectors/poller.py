@@ -26,7 +26,9 @@ from collectors.contract import (
     Sample,
 )
 from collectors.entities import entity
+from collectors.links import Link
 from collectors.signals import catalogue
+from collectors.usable import usable, usable_samples
 
 log = structlog.get_logger(__name__)
 
@@ -35,6 +37,7 @@ _RECENT_CALLS = 20
 # A tick a second never starts exactly a second after the last one; without this slack a collector that
 # is due every two seconds would now and then wait for three.
 _PACE_SLACK_SECONDS = 0.25
+_CLOSE_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,7 @@ class Tick:
     time_seconds: float
     samples: Sequence[Sample]
     health: Sequence[CollectorHealth]
+    links: Sequence[Link] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,8 @@ class _Result:
     seconds: float
     known: Sequence[Sample] = ()
     """Samples of a call that failed."""
+    unusable: int = 0
+    """Samples that were left out because they are none."""
 
 
 class Poller:
@@ -111,12 +117,20 @@ class Poller:
             samples.extend(runner.own_samples(now_seconds))
             health.append(runner.health())
         samples = self._claims.settle(samples)
-        return Tick(now_seconds, samples, health)
+        links = dict.fromkeys(link for runner in self._runners for link in runner.links)
+        return Tick(now_seconds, samples, health, list(links))
 
-    def close(self) -> None:
-        """Close every collector and stop its thread; one that hangs is left behind."""
+    def close(self, deadline_seconds: float = _CLOSE_SECONDS) -> None:
+        """Close every collector and stop its thread, all at once; one that hangs is left behind.
+
+        Args:
+            deadline_seconds: the longest that all of it may take.
+        """
         for runner in self._runners:
-            runner.close()
+            runner.start_closing()
+        end = self._clock() + deadline_seconds
+        for runner in self._runners:
+            runner.finish_closing(max(0.0, end - self._clock()))
 
     def _wait_seconds(self, started: float) -> float:
         now = self._clock()
@@ -148,6 +162,9 @@ class _Runner:
         self._recent: deque[bool] = deque(maxlen=_RECENT_CALLS)
         self._last = _Result(None, "not called yet", 0.0)
         self._out_of_range = 0
+        self.links: Sequence[Link] = ()
+        """Those of the last call that succeeded."""
+        self._closing: threading.Thread | None = None
         # Daemon: a call that never returns must not keep the process from ending.
         self._thread = threading.Thread(
             target=self._serve, name=f"collector-{collector.name}", daemon=True
@@ -180,17 +197,18 @@ class _Runner:
             return []
         self._record(result)
         if result.collection is None:
-            return [sample for sample in result.known if math.isfinite(sample.value)]
+            return list(result.known)
         self._succeeded_at, self._succeeded_time = self._clock(), now_seconds
-        samples = [sample for sample in result.collection.samples if math.isfinite(sample.value)]
-        self._out_of_range = len(result.collection.samples) - len(samples)
-        self._out_of_range += sum(map(_is_out_of_range, samples))
+        self.links = result.collection.links
+        samples = list(result.collection.samples)
+        self._out_of_range = result.unusable + sum(map(_is_out_of_range, samples))
         return samples
 
     def own_samples(self, now_seconds: float) -> Iterator[Sample]:
         if not self._recent:  # nothing has been called to its end: nothing is known
             return
         count = len(self._last.collection.samples) if self._last.collection else 0
+        given = count + self._last.unusable
         since = self._born if self._succeeded_at is None else self._succeeded_at
         values = {
             "scrape_success": float(self._recent[-1]),
@@ -199,8 +217,8 @@ class _Runner:
             "scrape_samples": float(count),
             "scrape_age_seconds": max(0.0, self._clock() - since),
         }
-        if count:
-            values["metric_out_of_range_ratio"] = self._out_of_range / count
+        if given:
+            values["metric_out_of_range_ratio"] = self._out_of_range / given
         for signal, value in values.items():
             yield Sample(now_seconds, self._entity, signal, value)
 
@@ -216,13 +234,25 @@ class _Runner:
             unrecognised=tuple(collection.unrecognised) if collection else (),
         )
 
-    def close(self) -> None:
+    def start_closing(self) -> None:
+        if self._busy:
+            # Its own thread is inside a call and may stay there; closing often ends that call.
+            self._closing = threading.Thread(target=self._close_collector, daemon=True)
+            self._closing.start()
         self._calls.put(None)
+
+    def finish_closing(self, seconds: float) -> None:
+        """Wait for what was started; a thread that hangs is a daemon and ends with the process."""
+        thread = self._closing or self._thread
+        thread.join(timeout=seconds)
+        if thread.is_alive():
+            log.warning("collector_does_not_close", collector=self._collector.name)
+
+    def _close_collector(self) -> None:
         try:
             self._collector.close()
         except Exception:  # closing the others must go on, whatever this one does
             log.exception("collector_close_failed", collector=self._collector.name)
-        self._thread.join(timeout=0.2)
 
     def _give_up_if_late(self) -> None:
         waited = self._clock() - self._called_at
@@ -251,19 +281,32 @@ class _Runner:
             with self._progress:
                 self._result = result
                 self._progress.notify_all()
+        if self._closing is None:
+            self._close_collector()
 
     def _call(self, now_seconds: float) -> _Result:
         started = self._clock()
         known: Sequence[Sample] = ()
+        collection: Collection | None = None
+        unusable = 0
         try:
-            collection, error = self._collector.collect(now_seconds), ""
+            collection, unusable = usable(self._collector.collect(now_seconds))
+            error = ""
         except CollectorError as reason:
-            collection, error = None, f"{reason}; {reason.fix}" if reason.fix else str(reason)
-            known = reason.samples
-        except Exception as reason:  # a fault of one collector must not end its thread
+            error = f"{reason}; {reason.fix}" if reason.fix else str(reason)
+            known, _ = usable_samples(reason.samples)
+        # A fault of one collector must not end its thread, whatever it raises: also what a library
+        # raises to end the process.
+        except BaseException as reason:
             log.exception("collector_broke", collector=self._collector.name)
-            collection, error = None, f"{type(reason).__name__}: {reason}"
-        return _Result(collection, error, self._clock() - started, known)
+            error = f"{type(reason).__name__}: {reason}"
+        if unusable:
+            self._say_unusable(unusable)
+        return _Result(collection, error, self._clock() - started, known, unusable)
+
+    def _say_unusable(self, count: int) -> None:
+        if not self._last.unusable:
+            log.warning("samples_unusable", collector=self._collector.name, samples=count)
 
 
 def _is_out_of_range(sample: Sample) -> bool:

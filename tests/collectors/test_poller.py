@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
+from structlog.testing import capture_logs
 
+from collectors import usable
 from collectors.contract import Collection, CollectorError, Sample, Support
+from collectors.links import Link, Relation
 from collectors.poller import Poller, Tick
 
 Behave = Callable[[float], Sequence[tuple[str, float]]]
@@ -202,3 +206,136 @@ def test_closing_closes_all_even_when_one_refuses(clock: Clock) -> None:
     first, last = Stubborn("a", _steady), Fake("b", _steady)
     Poller([first, last], clock).close()
     assert last.closed
+
+
+@pytest.mark.parametrize("reason", [SystemExit(3), KeyboardInterrupt(), MemoryError("all gone")])
+def test_whatever_a_collector_raises_ends_neither_its_thread_nor_the_tick(
+    reason: BaseException, clock: Clock
+) -> None:
+    def broken(_: float) -> list[tuple[str, float]]:
+        raise reason
+
+    sick = Fake("sick", broken)
+    poller = Poller([sick, Fake("fine", _steady)], clock)
+    assert type(reason).__name__ in poller.tick(1.0).health[0].error
+    sick.behave = _steady
+    tick = poller.tick(2.0)
+    assert [each.ok for each in tick.health] == [True, True]
+
+
+class Returns(Fake):
+    """A collector that returns something of its own."""
+
+    def __init__(self, name: str, found: object) -> None:
+        super().__init__(name, _steady)
+        self.found = found
+
+    def collect(self, now_seconds: float) -> Collection:
+        return self.found  # type: ignore[return-value]
+
+
+def test_what_is_no_collection_is_a_failure(clock: Clock) -> None:
+    poller = Poller([Returns("odd", None), Fake("fine", _steady)], clock)
+    tick = poller.tick(1.0)
+    assert tick.health[0].error == "TypeError: collect() must return a Collection, not NoneType"
+    assert tick.health[1].ok
+
+
+def test_broken_samples_are_left_out_counted_and_said_once(clock: Clock) -> None:
+    good = Sample(1.0, "host/box", "host_load", 1.0)
+    broken = [
+        good._replace(entity=math.nan),
+        good._replace(entity=""),
+        good._replace(entity="x" * 10_000),
+        good._replace(signal=None),
+        good._replace(value="7"),
+        good._replace(value=10**400),
+        good._replace(time_seconds=math.inf),
+        good._replace(labels=None),
+        None,
+        (1.0, "host/box"),
+    ]
+    poller = Poller([Returns("odd", Collection([*broken, good]))], clock)
+    with capture_logs() as logged:
+        ticks = [poller.tick(float(second)) for second in range(2)]
+    assert [s for s in ticks[-1].samples if s.entity == "host/box"] == [good]
+    assert _own(ticks[-1], "odd")["metric_out_of_range_ratio"] == pytest.approx(10 / 11)
+    assert [row["event"] for row in logged] == ["samples_unusable"]
+
+
+def test_a_flood_of_samples_is_cut(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(usable, "MAX_SAMPLES", 100)
+    flood = [Sample(1.0, f"host/{n}", "host_load", 1.0) for n in range(250)]
+    tick = Poller([Returns("flood", Collection(flood))], clock).tick(1.0)
+    assert len([s for s in tick.samples if s.entity.startswith("host/")]) == 100
+    assert _own(tick, "flood")["metric_out_of_range_ratio"] == 0.6
+
+
+def test_samples_without_end_are_a_failure(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(usable, "MAX_SAMPLES", 10)
+    monkeypatch.setattr(usable, "_MAX_LEFT_OUT", 40)
+    endless = itertools.repeat(Sample(1.0, "host/box", "host_load", 1.0))
+    tick = Poller([Returns("endless", Collection(endless))], clock).tick(1.0)  # type: ignore[arg-type]
+    assert "more than 40 samples" in tick.health[0].error
+
+
+def test_links_of_the_last_call_come_with_every_tick(clock: Clock) -> None:
+    link = Link("service/llm", Relation.RUNS_ON, "host/box")
+    poller = Poller([Returns("a", Collection([], links=[link, link]))], clock)
+    assert poller.tick(1.0).links == [link]
+
+
+def test_a_clock_of_the_day_that_jumps_changes_no_pace_and_no_age(clock: Clock) -> None:
+    slow = Slow("slow", _steady)
+    poller = Poller([slow], clock)
+    for second, day in enumerate([1000.0, 1001.0, -9e9, 9e9, 1004.0, 1005.0]):
+        clock.now = float(second)
+        own = _own(poller.tick(day), "slow")
+        assert 0 <= own["scrape_age_seconds"] <= 1
+        assert own["scrape_duration_seconds"] == 0
+    assert slow.calls == 3
+
+
+def test_after_a_long_pause_there_is_one_call_and_no_burst(clock: Clock) -> None:
+    slow = Slow("slow", _steady)
+    poller = Poller([slow], clock)
+    poller.tick(1.0)
+    clock.now = 3600.0
+    poller.tick(3601.0)
+    clock.now = 3601.0
+    poller.tick(3602.0)
+    assert slow.calls == 2
+
+
+def test_closing_waits_for_no_collector_beyond_its_deadline(release: threading.Event) -> None:
+    entered = threading.Event()
+
+    class Hangs(Fake):
+        def close(self) -> None:
+            entered.set()
+            release.wait()
+
+    hanging = [Hangs(f"hangs{number}", _steady) for number in range(20)]
+    fine = Fake("fine", _steady)
+    poller = Poller([*hanging, fine])
+    with capture_logs() as logged:
+        poller.close(deadline_seconds=0.3)
+    assert entered.is_set()
+    assert fine.closed
+    assert len([row for row in logged if row["event"] == "collector_does_not_close"]) == 20
+
+
+def test_closing_reaches_a_collector_that_is_inside_a_call(release: threading.Event) -> None:
+    entered = threading.Event()
+
+    def hang(_: float) -> list[tuple[str, float]]:
+        entered.set()
+        release.wait()
+        return []
+
+    stuck = Fake("stuck", hang, deadline_seconds=0.01)
+    poller = Poller([stuck], budget_seconds=0.01)
+    poller.tick(1.0)
+    entered.wait()
+    poller.close()
+    assert stuck.closed
