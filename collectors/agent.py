@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import structlog
 
+from collectors.clock import SteadyClock
 from collectors.contract import Sample
 from collectors.entities import entity
 from collectors.poller import Poller
@@ -44,7 +45,7 @@ class PushAgent:
         sender: empties the spool.
         interval_seconds: time between two polls.
         labels: added to every series, such as ``instance``.
-        clock: the wall clock that polls are dated by.
+        clock: what polls are dated by; by default a :class:`SteadyClock`.
         monotonic: the clock of the interval.
     """
 
@@ -56,7 +57,7 @@ class PushAgent:
         *,
         interval_seconds: float,
         labels: Mapping[str, str],
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._poller = poller
@@ -64,7 +65,7 @@ class PushAgent:
         self._sender = sender
         self._interval_seconds = interval_seconds
         self._labels = labels
-        self._clock = clock
+        self._clock = clock or SteadyClock()
         self._monotonic = monotonic
         self._arrived = threading.Event()
 
