@@ -28,8 +28,10 @@ from analysis.history import History
 from analysis.incident_changes import ChangeKind, IncidentChange, IncidentTick
 from analysis.incidents import IncidentTracker
 from analysis.journal import EventKind, Journal
+from analysis.linkbook import LinkBook
 from analysis.settings import AnalysisSettings
 from collectors.contract import Sample, SeriesKey
+from collectors.links import Link
 
 _log = structlog.get_logger(__name__)
 
@@ -106,9 +108,10 @@ class Analyst:
         self._state_path = state_path
         self._pipeline = pipeline or DetectionPipeline(settings.detection, history)
         causes = causes or catalogue()
+        self._links = LinkBook()
         self._tracker = IncidentTracker(
             settings.incidents,
-            Diagnoser(settings.diagnosis, causes),
+            Diagnoser(settings.diagnosis, causes, self._links),
             EvidenceMemory(settings.memory, causes),
             BeforeAndNow(settings.context, causes, history),
         )
@@ -120,8 +123,17 @@ class Analyst:
         """How many groups of anomalies diagnosis has called no fault since the start."""
         return self._tracker.suppressed
 
-    def tick(self, now_seconds: float, samples: Sequence[Sample]) -> AnalystTick:
-        """Take in one tick of samples and return what they mean."""
+    def tick(
+        self, now_seconds: float, samples: Sequence[Sample], links: Sequence[Link] = ()
+    ) -> AnalystTick:
+        """Take in one tick and return what it means.
+
+        Args:
+            now_seconds: the time of the tick.
+            samples: what was measured.
+            links: what was said about where things run.
+        """
+        self._links.note(now_seconds, links)
         row = self._history.append(now_seconds, samples)
         detections = self._guarded(
             "detection",

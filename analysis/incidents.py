@@ -20,6 +20,7 @@ from analysis.diagnosis.evidence import is_event
 from analysis.diagnosis.memory import EvidenceMemory, StatesOverlay
 from analysis.diagnosis.ranking import Diagnoser, Diagnosis
 from analysis.findings import Anomaly, Incident, IncidentState, Severity, Verdict
+from analysis.homes import OpenOn, homes
 from analysis.incident_changes import (
     ChangeKind,
     IncidentChange,
@@ -120,11 +121,11 @@ class IncidentTracker:
         now = detections.time_seconds
         remembered = self._memory.remember(detections)
         topology = self._diagnoser.topology({key.entity for key in remembered.states})
-        for each in self._open:
-            each.stack = topology.stack_of(each.incident.entity)
+        home = self._place(topology, detections.anomalies)
         by_stack: dict[str, list[Anomaly]] = {}
         for anomaly in detections.anomalies:
-            by_stack.setdefault(topology.stack_of(anomaly.entity), []).append(anomaly)
+            stack = topology.stack_of(anomaly.entity)
+            by_stack.setdefault(home.get(stack, stack), []).append(anomaly)
         stacks = set(by_stack) | {each.stack for each in self._open} | self._gate.stacks
         visible = {
             key.entity for key, state in detections.states.items() if state.observed is not None
@@ -132,7 +133,8 @@ class IncidentTracker:
         told = _Told()
         for stack in sorted(stacks):
             anomalies = self._without_old_events(stack, by_stack.get(stack, []))
-            members = topology.members(stack)
+            guests = (topology.members(guest) for guest, host in home.items() if host == stack)
+            members = topology.reach(stack).union(*guests)
             view = _View(
                 stack=stack,
                 members=members,
@@ -143,6 +145,17 @@ class IncidentTracker:
             self._tick_stack(view, anomalies)
             self._forget_resolved(now, stack, members)
         return IncidentTick(self.open_incidents, tuple(told.changes), tuple(told.refreshed))
+
+    def _place(self, topology: Topology, anomalies: Sequence[Anomaly]) -> Mapping[str, str]:
+        """Put every open incident on its stack, and return which stacks are part of another now."""
+        opened = [
+            OpenOn(each.incident, topology.stack_of(each.incident.entity), each.on_gpu)
+            for each in self._open
+        ]
+        home = homes(topology, anomalies, opened, join_seconds=self._settings.join_seconds)
+        for each, now in zip(self._open, opened, strict=True):
+            each.stack = home.get(now.stack, now.stack)
+        return home
 
     def _with_context(
         self,

@@ -49,6 +49,13 @@ class IncidentSettings(BaseModel):
     resolve_after_seconds: float = Field(
         8.0, ge=0, le=3600, description="How long all symptoms must be gone before it is over."
     )
+    join_seconds: float = Field(
+        120.0,
+        ge=0,
+        le=3600,
+        description="How far apart the first anomalies of a service on several hosts and of one of "
+        "these hosts may be to become one incident.",
+    )
     abandon_after_seconds: float = Field(
         3600.0,
         ge=60,

@@ -18,6 +18,7 @@ import structlog
 from analysis.analyst import Analyst
 from analysis.history import History
 from analysis.journal import EventKind, Journal
+from collectors.clock import SteadyClock
 from collectors.contract import Sample
 from collectors.poller import Poller
 from collectors.store.contract import SeriesStore
@@ -59,12 +60,12 @@ class WatchLoop:
         *,
         interval_seconds: float,
         retention_seconds: float,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         self._parts = parts
         self._interval_seconds = interval_seconds
         self._retention_seconds = retention_seconds
-        self._clock = clock
+        self._clock = clock or SteadyClock()
         self._last_tick_seconds = 0.0
         self._next_prune_seconds = 0.0
         self._next_save_seconds = 0.0
@@ -92,7 +93,7 @@ class WatchLoop:
         own = self._guarded("self", lambda: list(self._own_samples(now)))
         samples = [*polled.samples, *(own or ())]
         self._guarded("store", lambda: parts.store.write(samples))
-        thought = self._guarded("analyse", lambda: parts.analyst.tick(now, samples))
+        thought = self._guarded("analyse", lambda: parts.analyst.tick(now, samples, polled.links))
         if thought is not None:
             self._guarded("heal", lambda: parts.healer.tick(now, thought.incidents, parts.history))
         self._keep_house(now)

@@ -17,8 +17,10 @@ from analysis.diagnosis.causes import Cause, CauseCatalogue, Role, catalogue
 from analysis.diagnosis.evidence import EvidenceReader, Observed, earliest_symptom, to_evidence
 from analysis.diagnosis.settings import DiagnosisSettings
 from analysis.findings import Evidence, Finding, Hypothesis, Severity, Verdict
+from analysis.linkbook import LinkBook
 from analysis.topology import Topology
 from collectors.entities import FLEET, kind_of
+from collectors.links import Link, Relation
 
 _MAX_NORMAL_REASONS = 3
 """How many "this is as it should be" reasons are listed; more would bury what matters."""
@@ -69,17 +71,34 @@ class Diagnoser:
     Args:
         settings: how evidence is weighed.
         causes: the catalogue; the bundled one when left out.
+        links: what the collectors say of where things run; nothing when left out.
     """
 
-    def __init__(self, settings: DiagnosisSettings, causes: CauseCatalogue | None = None) -> None:
+    def __init__(
+        self,
+        settings: DiagnosisSettings,
+        causes: CauseCatalogue | None = None,
+        links: LinkBook | None = None,
+    ) -> None:
         self._settings = settings
         self.causes = causes or catalogue()
+        self._links = links or LinkBook()
+        self._configured = [
+            Link(name, Relation.RUNS_ON, place)
+            for name, places in settings.runs_on.items()
+            for place in places
+        ]
         self._topology = Topology(())
+        self._topology_links: frozenset[Link] = frozenset()
 
     def topology(self, entities: Collection[str]) -> Topology:
-        """Return the relations among entities; built anew only when there are other entities."""
-        if self._topology.entities != frozenset(entities):
-            self._topology = Topology(entities, self._settings.service_hosts)
+        """Return the relations among entities; built anew only when entities or links change."""
+        links = self._links.links
+        if self._topology.entities != frozenset(entities) or self._topology_links is not links:
+            self._topology = Topology(
+                entities, self._settings.service_hosts, [*links, *self._configured]
+            )
+            self._topology_links = links
         return self._topology
 
     def diagnose(
@@ -117,9 +136,7 @@ class Diagnoser:
             if cause is known:
                 continue
             places = [
-                (entity, answer)
-                for entity, answer in answers.items()
-                if kind_of(entity) == cause.entity_kind
+                (entity, answer) for entity, answer in answers.items() if _lives_on(cause, entity)
             ]
             if cause.entity_kind == "any":
                 places = [(busiest, overall)]
@@ -269,6 +286,12 @@ class Diagnoser:
             remedies=cause.remedies,
             next_check=next_check,
         )
+
+
+def _lives_on(cause: Cause, entity: str) -> bool:
+    """Say whether an entity is of a cause's kind; what can befall a service can befall its replica."""
+    kind = kind_of(entity)
+    return kind == cause.entity_kind or (kind == "replica" and cause.entity_kind == "service")
 
 
 def _records(items: Sequence[_Item], simulated: Collection[str]) -> tuple[Evidence, ...]:

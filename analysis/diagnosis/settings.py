@@ -73,7 +73,12 @@ class DiagnosisSettings(BaseModel):
     service_hosts: dict[str, str] = Field(
         default_factory=dict,
         description="Which host a service runs on, as entity names: {'service/llm': 'host/box1'}. "
-        "Not needed where there is one host only.",
+        "Not needed where there is one host only; overrides what labels say.",
+    )
+    runs_on: dict[str, tuple[str, ...]] = Field(
+        default_factory=dict,
+        description="More places that services, replicas or pods run on, added to what labels say: "
+        "{'service/llm/replica/a' = ['host/box1/gpu/0', 'host/box1/gpu/1']}.",
     )
 
 

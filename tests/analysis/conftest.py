@@ -117,12 +117,15 @@ class World:
     onsets: dict[SeriesKey, float] = field(default_factory=dict)
     quiet: set[SeriesKey] = field(default_factory=set)
     score: float = 4.0
+    normal: Mapping[str, Mapping[str, tuple[float, float, float]]] = field(
+        default_factory=lambda: NORMAL
+    )
 
     def set(self, onset: float = 990.0, entity: str = SERVICE, /, **values: float | None) -> World:
         """Let series of one entity deviate from ``onset`` on."""
         for signal, value in values.items():
             key = SeriesKey(entity, signal)
-            assert signal in NORMAL[entity], key
+            assert signal in self.normal[entity], key
             self.values[key] = value
             self.onsets[key] = onset
         return self
@@ -130,7 +133,7 @@ class World:
     def blind(self, *entities: str, onset: float = 990.0) -> World:
         """Let everything but the collectors' own series of some entities be absent."""
         for entity in entities:
-            for signal in NORMAL[entity]:
+            for signal in self.normal[entity]:
                 if not signal.startswith("canary_"):
                     self.set(onset, entity, **{signal: None})
         return self
@@ -146,7 +149,7 @@ class World:
     def state(self, entity: str, signal: str) -> SignalState:
         """Return one series' state."""
         key = SeriesKey(entity, signal)
-        expected, low, high = NORMAL[entity][signal]
+        expected, low, high = self.normal[entity][signal]
         deviates = key in self.values
         observed = self.values.get(key, expected)
         direction, score = Direction.NORMAL, 0.2
@@ -186,7 +189,7 @@ class World:
         """Return the tick."""
         states = {
             SeriesKey(entity, signal): self.state(entity, signal)
-            for entity, signals in NORMAL.items()
+            for entity, signals in self.normal.items()
             for signal in signals
         }
         anomalies = [

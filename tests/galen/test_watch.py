@@ -11,6 +11,7 @@ import pytest
 from analysis.history import History
 from analysis.journal import EventKind, Journal
 from collectors.contract import Sample
+from collectors.links import Link
 from collectors.poller import Tick
 from galen.errors import GalenError
 from galen.watch import WATCH_ENTITY, WatchLoop, WatchParts, only_watch
@@ -63,7 +64,7 @@ class World:
         self.pruned.append(before_seconds)
         return 0
 
-    def analyse(self, now: float, samples: Sequence[Sample]) -> Any:
+    def analyse(self, now: float, samples: Sequence[Sample], links: Sequence[Link]) -> Any:
         self.call("analyse")
         self.analysed.append(samples)
         return SimpleNamespace(incidents=["open"], changes=[])
