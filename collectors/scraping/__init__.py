@@ -1,0 +1,1 @@
+"""Scraping many targets: discovery, a bounded pool, and the collector that gives what it finds."""

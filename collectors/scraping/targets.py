@@ -1,0 +1,115 @@
+"""What to scrape: one target, and how the addresses that people write become targets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from types import MappingProxyType
+from urllib.parse import urlencode, urlsplit, urlunsplit
+
+from collectors.entities import entity
+
+_HIDDEN = "__"
+_SCHEME, _PATH, _PARAM = "__scheme__", "__metrics_path__", "__param_"
+
+
+class TargetError(ValueError):
+    """An address cannot be scraped; the message names it and says what one looks like."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScrapeTarget:
+    """One address and what is known of it.
+
+    ``job`` and ``instance`` identify it. ``labels`` tell what it is about (``pod``, ``node``,
+    ``service``...) and count as if every series had them.
+    """
+
+    job: str
+    instance: str
+    url: str = field(repr=False)
+    """May hold a password or a token; show :attr:`shown_url`."""
+    labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), hash=False)
+
+    @property
+    def name(self) -> str:
+        """A name that no other target of the same jobs has."""
+        return f"scrape-{self.job}-{self.instance}"
+
+    @property
+    def entity(self) -> str:
+        """The entity of its own health, ``collector/<name>``."""
+        return entity("collector", self.name)
+
+    @property
+    def shown_url(self) -> str:
+        """The address without what may be secret in it."""
+        return without_secrets(self.url)
+
+    def phase(self) -> float:
+        """Where in the interval this target has its turn, between 0 and 1: always the same.
+
+        Names hash evenly, so that targets spread over the interval however many there are, and one
+        that comes or goes moves no other.
+        """
+        digest = blake2b(f"{self.job}\0{self.url}".encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "big") / 2**64
+
+
+def target_of(job: str, address: str, labels: Mapping[str, str] | None = None) -> ScrapeTarget:
+    """Make a target from what people and Prometheus' service discovery write.
+
+    Args:
+        job: the name of the job.
+        address: ``host:port``, or a whole URL; without a path ``/metrics`` is meant.
+        labels: of the target. As in Prometheus, ``__scheme__``, ``__metrics_path__`` and
+            ``__param_<name>`` say how to ask and other names with ``__`` are dropped.
+
+    Raises:
+        TargetError: when there is no host or the scheme is not HTTP.
+    """
+    given = dict(labels or {})
+    text = address.strip()
+    if "://" not in text:
+        text = f"{given.get(_SCHEME) or 'http'}://{text}"
+    try:
+        parts = urlsplit(text)
+        host, _ = parts.hostname, parts.port  # the port is checked when it is read
+    except ValueError as error:
+        raise TargetError(f"{_shown(address)!r} is no address: {error}") from error
+    if parts.scheme not in {"http", "https"} or not host or any(map(str.isspace, text)):
+        raise TargetError(
+            f"{_shown(address)!r} is no address; write host:port or http://host:port/metrics"
+        )
+    path = parts.path if parts.path not in {"", "/"} else given.get(_PATH) or "/metrics"
+    asked = urlencode(
+        {
+            name.removeprefix(_PARAM): value
+            for name, value in given.items()
+            if name.startswith(_PARAM)
+        }
+    )
+    query = "&".join(part for part in (parts.query, asked) if part)
+    place = parts.netloc.rpartition("@")[2]
+    described = {k: v for k, v in given.items() if not k.startswith(_HIDDEN) and v}
+    described = {"job": job, "instance": place, **described}
+    return ScrapeTarget(
+        job=described["job"],
+        instance=described["instance"],
+        url=urlunsplit((parts.scheme, parts.netloc, path, query, "")),
+        labels=MappingProxyType(described),
+    )
+
+
+def without_secrets(url: str) -> str:
+    """Return an address without its user, password, query and fragment; for messages and logs."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return _shown(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def _shown(address: str) -> str:
+    return address.rpartition("@")[2].partition("?")[0][:200]
