@@ -1,4 +1,7 @@
-"""The one list of collectors that a configuration asks for."""
+"""The one list of collectors that a configuration asks for.
+
+What is large and seldom asked for on a small agent is imported when it is asked for.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +18,10 @@ from collectors.contract import Collector
 from collectors.gpu.kernel_log import open_log
 from collectors.gpu.nvml import NvmlCollector, nvml_library_present
 from collectors.gpu.release import RELEASE_FILE, GpuRelease
-from collectors.gpu.simulated import SimulatedGpuCollector
 from collectors.gpu.xid import override_xid
 from collectors.gpu.xid_collector import XidCollector
 from collectors.gpu.xid_ledger import XidLedger
 from collectors.host import HostCollector
-from collectors.prometheus import PrometheusCollector, PrometheusQuery
 from collectors.service import ServiceCollector
 from collectors.settings import CollectorsSettings, GpuMode, PrometheusTarget, ServiceTarget
 
@@ -90,6 +91,8 @@ def _gpu(
     if mode is GpuMode.NVML:
         return _nvml(settings, host, state_dir, nvml_present)
     if mode is GpuMode.SIMULATED:
+        from collectors.gpu.simulated import SimulatedGpuCollector  # noqa: PLC0415
+
         return [
             SimulatedGpuCollector(
                 host,
@@ -167,6 +170,8 @@ def _service(target: ServiceTarget) -> list[Collector]:
 
 
 def _prometheus(target: PrometheusTarget) -> Collector:
+    from collectors.prometheus import PrometheusCollector, PrometheusQuery  # noqa: PLC0415
+
     queries = [PrometheusQuery(signal, promql) for signal, promql in target.queries.items()]
     return PrometheusCollector(
         target.name,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
-
-import pandas as pd
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from collectors.contract import Sample, SeriesKey
+
+if TYPE_CHECKING:  # the agent names this contract and has no room for what it does not use
+    import pandas as pd
 
 
 @dataclass(frozen=True, slots=True)

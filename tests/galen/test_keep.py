@@ -9,7 +9,7 @@ from typer.testing import CliRunner, Result
 
 from collectors.contract import Sample
 from collectors.store.sqlite import SqliteSeriesStore
-from galen.cli import app
+from galen.cli import make_app
 from galen.errors import ConfigError, GalenError
 
 
@@ -29,7 +29,7 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(*arguments: str) -> Result:
-    return CliRunner().invoke(app, list(arguments))
+    return CliRunner().invoke(make_app(), list(arguments))
 
 
 def error_of(result: Result, kind: type[GalenError]) -> GalenError:
