@@ -1,0 +1,87 @@
+"""Processes under measurement: what a whole tree of them has used."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+MIB = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    """What a tree of processes used over a span of time."""
+
+    seconds: float
+    cpu_seconds: float
+    resident_mib: float
+    """Resident memory at the end, pages that several processes share counted once for each."""
+    proportional_mib: float
+    """The same with shared pages divided among those that share them."""
+
+    @property
+    def core_share(self) -> float:
+        """CPU time as the share of one core."""
+        return self.cpu_seconds / self.seconds
+
+
+class Tree:
+    """A process and its descendants; what one that ended had used counts as it was last seen."""
+
+    def __init__(self, pid: int) -> None:
+        self._root = psutil.Process(pid)
+        self._last: dict[int, float] = {}
+
+    def cpu_seconds(self) -> float:
+        """Return the CPU time of all that were ever seen."""
+        for process in self._alive():
+            try:
+                times = process.cpu_times()
+                self._last[process.pid] = times.user + times.system
+            except psutil.NoSuchProcess:
+                continue
+        return sum(self._last.values())
+
+    def memory_mib(self) -> tuple[float, float]:
+        """Return resident and proportional memory of those that are alive."""
+        found = [process.memory_full_info() for process in self._alive()]
+        return sum(each.rss for each in found) / MIB, sum(each.pss for each in found) / MIB
+
+    def over(self, seconds: float) -> Used:
+        """Watch for a while and return what was used."""
+        before, began = self.cpu_seconds(), time.monotonic()
+        while (left := began + seconds - time.monotonic()) > 0:
+            time.sleep(min(1.0, left))
+            self.cpu_seconds()
+        spent, took = self.cpu_seconds() - before, time.monotonic() - began
+        resident, proportional = self.memory_mib()
+        return Used(took, spent, resident, proportional)
+
+    def _alive(self) -> list[psutil.Process]:
+        return [self._root, *self._root.children(recursive=True)]
+
+
+@contextmanager
+def running(
+    command: Sequence[str], log: Path, *, environment: dict[str, str] | None = None
+) -> Iterator[subprocess.Popen[str]]:
+    """Run a command with its messages in a file; its output can be read."""
+    with log.open("w", encoding="utf-8") as messages:
+        process = subprocess.Popen(
+            list(command), stdout=subprocess.PIPE, stderr=messages, text=True, env=environment
+        )
+        try:
+            yield process
+        finally:
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
