@@ -61,6 +61,10 @@ class BoundedBody:
         self._max_bytes = max_bytes
         self._body = bytearray()
 
+    def __len__(self) -> int:
+        """Return how long the body is so far, unpacked."""
+        return len(self._body)
+
     def feed(self, piece: bytes) -> None:
         """Take a piece as it came.
 
@@ -70,13 +74,20 @@ class BoundedBody:
         if self._unpacker is None:
             self._body += piece
         else:
-            room = self._max_bytes + 1 - len(self._body)
+            self._unpack(piece)
+        if len(self._body) > self._max_bytes:
+            raise FetchError(f"answered more than {self._max_bytes} bytes")
+
+    def _unpack(self, piece: bytes) -> None:
+        while piece and len(self._body) <= self._max_bytes:
+            if self._unpacker is None or self._unpacker.eof:
+                self._unpacker = zlib.decompressobj(_GZIP)  # gzip may come in several members
             try:
+                room = self._max_bytes + 1 - len(self._body)
                 self._body += self._unpacker.decompress(piece, room)
             except zlib.error as error:
                 raise FetchError(f"the answer is not the gzip that it says: {error}") from error
-        if len(self._body) > self._max_bytes:
-            raise FetchError(f"answered more than {self._max_bytes} bytes")
+            piece = self._unpacker.unused_data
 
     def finish(self) -> bytes:
         """Return the whole body.

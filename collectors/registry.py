@@ -62,6 +62,8 @@ def build_collectors(
     collectors += _gpu(settings, host, state_dir, load=gpu_load, rng=rng, nvml_present=nvml_present)
     for target in settings.services:
         collectors += _service(target)
+    if settings.scrape:
+        collectors.append(_scraping(settings))
     collectors += [_prometheus(target) for target in settings.prometheus]
     for collector in collectors:
         support = collector.is_supported()
@@ -132,6 +134,12 @@ def _nvml(
         ),
         XidCollector(host, ledger, open_log(xid.source, kernel_only=xid.kernel_only)),
     ]
+
+
+def _scraping(settings: CollectorsSettings) -> Collector:
+    from collectors.scraping.build import scrape_collector  # noqa: PLC0415
+
+    return scrape_collector(settings)
 
 
 def _client() -> httpx.Client:

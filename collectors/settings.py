@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
 
 from collectors.gpu.xid import RecommendedAction, Severity
 from collectors.presets import presets
@@ -107,6 +115,47 @@ class ReadingSettings(_Frozen):
         return kind
 
 
+class ScrapeJobSettings(ReadingSettings):
+    """Targets that are scraped alike, each an exporter or a server of its own."""
+
+    name: Name = Field("targets", description="the job's name, a label of all its targets")
+    targets: tuple[str, ...] = Field(
+        (),
+        max_length=10_000,
+        description="host, host:port or whole URLs; a kind's usual port and path where left out",
+    )
+    files: tuple[str, ...] = Field(
+        (),
+        max_length=64,
+        description="files of targets as of Prometheus' file_sd, JSON or YAML; * stands for any name",
+    )
+    labels: dict[LabelName, str] = Field(
+        default_factory=dict,
+        description="what is known of all these targets, such as node, pod, service or replica",
+    )
+    interval_seconds: float = Field(15.0, ge=1, le=3600, description="time between two scrapes")
+    deadline_seconds: float = Field(
+        10.0, gt=0, le=600, description="the longest for one scrape; at most the interval"
+    )
+    token: SecretStr | None = Field(None, description="bearer token")
+    verify_tls: bool = Field(default=True, description="false accepts any certificate")
+    ca_file: str | None = Field(
+        None, max_length=1024, description="certificates to trust; null trusts the usual ones"
+    )
+    max_megabytes: float = Field(
+        8.0, gt=0, le=1024, description="the longest answer, after decompression"
+    )
+
+    @model_validator(mode="after")
+    def _deadline_within_interval(self) -> Self:
+        if self.deadline_seconds > self.interval_seconds:
+            raise ValueError(
+                f"deadline_seconds ({self.deadline_seconds:g}) must not be longer than "
+                f"interval_seconds ({self.interval_seconds:g})"
+            )
+        return self
+
+
 class PrometheusTarget(_Frozen):
     """One Prometheus to read a fleet from."""
 
@@ -188,6 +237,9 @@ class XidSettings(_Frozen):
     )
 
 
+_Named = ServiceTarget | PrometheusTarget | ScrapeJobSettings
+
+
 class CollectorsSettings(_Frozen):
     """What to collect, how often, and how long to keep it."""
 
@@ -209,6 +261,20 @@ class CollectorsSettings(_Frozen):
     )
     xid: XidSettings = Field(XidSettings(), description="XIDs of real GPUs")
     services: tuple[ServiceTarget, ...] = Field((), max_length=64, description="services to watch")
+    scrape: tuple[ScrapeJobSettings, ...] = Field(
+        (),
+        max_length=256,
+        description="exporters and servers to scrape: jobs, or plain addresses such as http://gpu1:9400",
+    )
+    scrape_buffer_samples: int = Field(
+        500_000,
+        ge=1000,
+        le=50_000_000,
+        description="scraped samples that wait for a slow store; beyond it the oldest are dropped",
+    )
+    scrape_memory_megabytes: float = Field(
+        256.0, ge=1, le=65_536, description="what all answers that are being read may hold together"
+    )
     prometheus: tuple[PrometheusTarget, ...] = Field(
         (), max_length=64, description="Prometheus servers to read"
     )
@@ -219,11 +285,19 @@ class CollectorsSettings(_Frozen):
         15.0, ge=1, le=3600, description="older samples are not exported"
     )
 
-    @field_validator("services", "prometheus")
+    @field_validator("scrape", mode="before")
     @classmethod
-    def _names_differ(
-        cls, targets: tuple[ServiceTarget | PrometheusTarget, ...]
-    ) -> tuple[ServiceTarget | PrometheusTarget, ...]:
+    def _addresses_are_a_job(cls, jobs: object) -> object:
+        """Make one job of the addresses that stand alone."""
+        if not isinstance(jobs, list | tuple):
+            return jobs
+        alone = [job for job in jobs if isinstance(job, str)]
+        others = [job for job in jobs if not isinstance(job, str)]
+        return [{"targets": alone}, *others] if alone else others
+
+    @field_validator("services", "prometheus", "scrape")
+    @classmethod
+    def _names_differ(cls, targets: tuple[_Named, ...]) -> tuple[_Named, ...]:
         names = [target.name for target in targets]
         if len(set(names)) < len(names):
             raise ValueError(f"names must differ, got {names}")

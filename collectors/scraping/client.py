@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-import zlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import httpx
 
-from collectors.scraping.targets import ScrapeTarget, without_secrets
+from collectors.addresses import split_userinfo
+from collectors.fetch import (
+    ACCEPT_METRICS,
+    BoundedBody,
+    FetchError,
+    check_media_type,
+    redirect_of,
+)
+from collectors.scraping.targets import ScrapeTarget
 
-# Classic text first: OpenMetrics brings exemplars and creation times that nobody here reads.
-_ACCEPT = "text/plain;version=0.0.4;q=1,*/*;q=0.1"
-_GZIP = frozenset({"gzip", "x-gzip", "deflate"})
-_EITHER_HEADER = 47  # zlib: gzip or zlib, told by the header
 _PIECE_BYTES = 65536
+_MAX_REDIRECTS = 3
 
 
 class ScrapeError(Exception):
@@ -90,7 +94,7 @@ class TargetClient:
         keep_seconds: float,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self._target = target
+        self._url, credentials = split_userinfo(target.url)
         self._budget = budget
         self._max_bytes = max_bytes
         limits = httpx.Limits(
@@ -99,7 +103,8 @@ class TargetClient:
         self._http = httpx.AsyncClient(
             transport=transport
             or httpx.AsyncHTTPTransport(verify=verify, trust_env=False, limits=limits),
-            headers={"Accept": _ACCEPT, "Accept-Encoding": "gzip", **(headers or {})},
+            headers={"Accept": ACCEPT_METRICS, "Accept-Encoding": "gzip", **(headers or {})},
+            auth=None if credentials is None else httpx.BasicAuth(*credentials),
             timeout=None,  # noqa: S113 - the deadline of get() covers every step
             trust_env=False,
         )
@@ -116,7 +121,9 @@ class TargetClient:
                 return await self._get(deadline_seconds)
         except TimeoutError:
             raise ScrapeError(f"no complete answer within {deadline_seconds:g} s") from None
-        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+        except FetchError as error:
+            raise ScrapeError(str(error)) from error
+        except (httpx.HTTPError, httpx.InvalidURL, OSError, UnicodeError) as error:
             raise ScrapeError(f"{type(error).__name__}: {error}"[:300]) from error
 
     async def close(self) -> None:
@@ -136,92 +143,33 @@ class TargetClient:
             return await self._exchange(headers)
 
     async def _exchange(self, headers: Mapping[str, str]) -> Page:
-        async with self._http.stream("GET", self._target.url, headers=headers) as response:
-            if response.status_code != httpx.codes.OK:
-                raise ScrapeError(_refusal(response))
-            open_metrics = _is_open_metrics(response.headers.get("content-type", ""))
-            body = await self._read(response)
-        self._answered = True
-        return Page(body, open_metrics)
+        url = self._url
+        for _ in range(_MAX_REDIRECTS + 1):
+            async with self._http.stream("GET", url, headers=headers) as response:
+                if response.has_redirect_location:
+                    url = redirect_of(url, response.headers["location"])
+                    continue
+                if response.status_code != httpx.codes.OK:
+                    raise ScrapeError(f"answers {response.status_code}")
+                open_metrics = check_media_type(response.headers.get("content-type", ""))
+                body = await self._read(response)
+            self._answered = True
+            return Page(body, open_metrics)
+        raise ScrapeError(f"redirects more than {_MAX_REDIRECTS} times")
 
     async def _read(self, response: httpx.Response) -> bytes:
-        body = _Body(response.headers.get("content-encoding", ""), self._max_bytes)
+        body = BoundedBody(response.headers.get("content-encoding", ""), self._max_bytes)
         counted = 0
         self._budget.enter()
         try:
             async for piece in response.aiter_raw(_PIECE_BYTES):
-                grown = body.take(piece)
-                counted += grown
-                self._budget.add(grown)
+                body.feed(piece)
+                self._budget.add(len(body) - counted)
+                counted = len(body)
                 if not self._budget.admits(counted):
                     raise ScrapeError(
                         f"gave up after {counted} bytes: too many large answers at once"
                     )
-            return body.whole()
+            return body.finish()
         finally:
             self._budget.leave(counted)
-
-
-class _Body:
-    """An answer as it comes in: never inflated beyond its bound, however well it was compressed."""
-
-    def __init__(self, encoding: str, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self._body = bytearray()
-        encoding = encoding.strip().lower()
-        if encoding not in {"", "identity"} and encoding not in _GZIP:
-            raise ScrapeError(
-                f"answers with the encoding {encoding[:40]!r}, which nobody asked for"
-            )
-        self._inflater = zlib.decompressobj(_EITHER_HEADER) if encoding in _GZIP else None
-
-    def __len__(self) -> int:
-        return len(self._body)
-
-    def take(self, piece: bytes) -> int:
-        """Add a piece and return by how many bytes the answer grew."""
-        before = len(self._body)
-        if self._inflater is None:
-            self._body += piece
-        else:
-            self._inflate(piece)
-        if len(self._body) > self._max_bytes:
-            raise ScrapeError(f"answers with more than {self._max_bytes} bytes")
-        return len(self._body) - before
-
-    def whole(self) -> bytes:
-        if self._inflater is not None and not self._inflater.eof:
-            raise ScrapeError("the compressed answer is cut short")
-        return bytes(self._body)
-
-    def _inflate(self, piece: bytes) -> None:
-        while piece and len(self._body) <= self._max_bytes:
-            if self._inflater is None or self._inflater.eof:
-                self._inflater = zlib.decompressobj(_EITHER_HEADER)  # one more member of the stream
-            try:
-                room = self._max_bytes + 1 - len(self._body)
-                self._body += self._inflater.decompress(piece, room)
-            except zlib.error as error:
-                raise ScrapeError(f"the compressed answer is damaged: {error}") from error
-            piece = (
-                self._inflater.unused_data if self._inflater.eof else self._inflater.unconsumed_tail
-            )
-
-
-def _is_open_metrics(content_type: str) -> bool | None:
-    kind = content_type.partition(";")[0].strip().lower()
-    if not kind:
-        return None
-    if kind not in {"application/openmetrics-text", "text/plain"}:
-        raise ScrapeError(f"answers with {kind[:80]!r}, which is no exposition; check its path")
-    return kind == "application/openmetrics-text"
-
-
-def _refusal(response: httpx.Response) -> str:
-    place = response.headers.get("location", "")
-    if response.is_redirect and place:
-        return (
-            f"answers {response.status_code} and points to {without_secrets(place)[:200]!r}; "
-            "redirects are not followed, so put the right address into the list"
-        )
-    return f"answers {response.status_code}"

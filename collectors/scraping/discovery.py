@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import structlog
 import yaml
 
-from collectors.scraping.targets import ScrapeTarget, TargetError, target_of
+from collectors.scraping.targets import USUAL, ScrapeTarget, TargetError, Usual, target_of
 
 log = structlog.get_logger(__name__)
 
@@ -52,9 +52,13 @@ class StaticDiscovery:
     """
 
     def __init__(
-        self, job: str, addresses: Iterable[str], labels: Mapping[str, str] | None = None
+        self,
+        job: str,
+        addresses: Iterable[str],
+        labels: Mapping[str, str] | None = None,
+        usual: Usual = USUAL,
     ) -> None:
-        self._targets = [target_of(job, address, labels) for address in addresses]
+        self._targets = [target_of(job, address, labels, usual) for address in addresses]
 
     def targets(self) -> Sequence[ScrapeTarget]:
         """Return all of them."""
@@ -85,12 +89,18 @@ class FileDiscovery:
         job: the name of the job.
         patterns: paths, which may hold ``*``.
         labels: given to every target; those of the file win.
+        usual: the port and the path of an address that has none.
     """
 
     def __init__(
-        self, job: str, patterns: Iterable[str], labels: Mapping[str, str] | None = None
+        self,
+        job: str,
+        patterns: Iterable[str],
+        labels: Mapping[str, str] | None = None,
+        usual: Usual = USUAL,
     ) -> None:
         self._job = job
+        self._usual = usual
         self._patterns = list(patterns)
         self._labels = dict(labels or {})
         self._files: dict[str, _File] = {}
@@ -121,7 +131,11 @@ class FileDiscovery:
             if status.st_size > _MAX_BYTES:
                 raise DiscoveryError(f"it is longer than {_MAX_BYTES} bytes")
             targets = parse_targets(
-                Path(path).read_text("utf-8"), self._job, self._labels, suffix=Path(path).suffix
+                Path(path).read_text("utf-8"),
+                self._job,
+                self._labels,
+                suffix=Path(path).suffix,
+                usual=self._usual,
             )
         except (OSError, ValueError) as error:
             return self._keep(path, before, error)
@@ -145,7 +159,12 @@ class FileDiscovery:
 
 
 def parse_targets(
-    text: str, job: str, labels: Mapping[str, str] | None = None, *, suffix: str = ".json"
+    text: str,
+    job: str,
+    labels: Mapping[str, str] | None = None,
+    *,
+    suffix: str = ".json",
+    usual: Usual = USUAL,
 ) -> list[ScrapeTarget]:
     """Read the targets of one file.
 
@@ -154,6 +173,7 @@ def parse_targets(
         job: the name of the job.
         labels: of every target; those of the file win.
         suffix: ``.json``, ``.yml`` or ``.yaml``.
+        usual: the port and the path of an address that has none.
 
     Raises:
         DiscoveryError: saying where the file is not what it should be.
@@ -171,11 +191,13 @@ def parse_targets(
     return [
         target
         for number, group in enumerate(groups, start=1)
-        for target in _group(number, group, job, labels or {})
+        for target in _group(number, group, job, labels or {}, usual)
     ]
 
 
-def _group(number: int, group: Any, job: str, labels: Mapping[str, str]) -> list[ScrapeTarget]:
+def _group(
+    number: int, group: Any, job: str, labels: Mapping[str, str], usual: Usual
+) -> list[ScrapeTarget]:
     place = f"group {number}"
     if not isinstance(group, dict) or not isinstance(group.get("targets"), list):
         raise DiscoveryError(f"{place} has no list `targets`")
@@ -189,7 +211,7 @@ def _group(number: int, group: Any, job: str, labels: Mapping[str, str]) -> list
         if not isinstance(address, str):
             raise DiscoveryError(f"{place}: {str(address)[:100]!r} is no address")
         try:
-            targets.append(target_of(job, address, {**labels, **own}))
+            targets.append(target_of(job, address, {**labels, **own}, usual))
         except TargetError as error:
             raise DiscoveryError(f"{place}: {error}") from error
     return targets

@@ -84,7 +84,7 @@ class ScrapePool:
         )
         self._watched: dict[ScrapeTarget, WatchedTarget] = {}
         self._stop = threading.Event()
-        self._wake: Callable[[], None] = lambda: None
+        self._wake: Callable[[], object] = lambda: None
         self._thread: threading.Thread | None = None
         self._listed: Sequence[str] = ()
         self._gone = Counter[str]()

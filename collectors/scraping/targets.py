@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from types import MappingProxyType
+from typing import NamedTuple
 from urllib.parse import urlencode, urlsplit, urlunsplit
 
+from collectors.addresses import shown_url
 from collectors.entities import entity
 
 _HIDDEN = "__"
@@ -45,7 +47,7 @@ class ScrapeTarget:
     @property
     def shown_url(self) -> str:
         """The address without what may be secret in it."""
-        return without_secrets(self.url)
+        return shown_url(self.url)
 
     def phase(self) -> float:
         """Where in the interval this target has its turn, between 0 and 1: always the same.
@@ -57,14 +59,27 @@ class ScrapeTarget:
         return int.from_bytes(digest, "big") / 2**64
 
 
-def target_of(job: str, address: str, labels: Mapping[str, str] | None = None) -> ScrapeTarget:
+class Usual(NamedTuple):
+    """What is meant where an address does not say it."""
+
+    port: int | None = None
+    path: str = "/metrics"
+
+
+USUAL = Usual()
+
+
+def target_of(
+    job: str, address: str, labels: Mapping[str, str] | None = None, usual: Usual = USUAL
+) -> ScrapeTarget:
     """Make a target from what people and Prometheus' service discovery write.
 
     Args:
         job: the name of the job.
-        address: ``host:port``, or a whole URL; without a path ``/metrics`` is meant.
+        address: ``host``, ``host:port``, or a whole URL.
         labels: of the target. As in Prometheus, ``__scheme__``, ``__metrics_path__`` and
             ``__param_<name>`` say how to ask and other names with ``__`` are dropped.
+        usual: the port and the path of an address that has none.
 
     Raises:
         TargetError: when there is no host or the scheme is not HTTP.
@@ -75,14 +90,14 @@ def target_of(job: str, address: str, labels: Mapping[str, str] | None = None) -
         text = f"{given.get(_SCHEME) or 'http'}://{text}"
     try:
         parts = urlsplit(text)
-        host, _ = parts.hostname, parts.port  # the port is checked when it is read
+        host, port = parts.hostname, parts.port  # which checks that it is a number
     except ValueError as error:
         raise TargetError(f"{_shown(address)!r} is no address: {error}") from error
     if parts.scheme not in {"http", "https"} or not host or any(map(str.isspace, text)):
         raise TargetError(
             f"{_shown(address)!r} is no address; write host:port or http://host:port/metrics"
         )
-    path = parts.path if parts.path not in {"", "/"} else given.get(_PATH) or "/metrics"
+    path = parts.path if parts.path not in {"", "/"} else given.get(_PATH) or usual.path
     asked = urlencode(
         {
             name.removeprefix(_PARAM): value
@@ -91,24 +106,18 @@ def target_of(job: str, address: str, labels: Mapping[str, str] | None = None) -
         }
     )
     query = "&".join(part for part in (parts.query, asked) if part)
-    place = parts.netloc.rpartition("@")[2]
+    with_user = parts.netloc
+    if port is None and usual.port is not None and "://" not in address:
+        with_user = f"{with_user.rstrip(':')}:{usual.port}"
+    place = with_user.rpartition("@")[2]
     described = {k: v for k, v in given.items() if not k.startswith(_HIDDEN) and v}
     described = {"job": job, "instance": place, **described}
     return ScrapeTarget(
         job=described["job"],
         instance=described["instance"],
-        url=urlunsplit((parts.scheme, parts.netloc, path, query, "")),
+        url=urlunsplit((parts.scheme, with_user, path, query, "")),
         labels=MappingProxyType(described),
     )
-
-
-def without_secrets(url: str) -> str:
-    """Return an address without its user, password, query and fragment; for messages and logs."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return _shown(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def _shown(address: str) -> str:

@@ -119,12 +119,19 @@ class Site:
         return True
 
     async def _elsewhere(self, writer: asyncio.StreamWriter) -> bool:
-        writer.write(
-            b"HTTP/1.1 302 Found\r\nLocation: http://me:secret@169.254.169.254/x?token=secret\r\n"
-            b"Content-Length: 0\r\n\r\n"
-        )
+        return await self._redirect(writer, "http://me:secret@169.254.169.254/x?token=secret")
+
+    async def _redirect(self, writer: asyncio.StreamWriter, place: str) -> bool:
+        head = f"HTTP/1.1 307 Temporary Redirect\r\nLocation: {place}\r\nContent-Length: 0\r\n\r\n"
+        writer.write(head.encode())
         await writer.drain()
         return True
+
+    async def _moved(self, writer: asyncio.StreamWriter) -> bool:
+        return await self._redirect(writer, "/ok")
+
+    async def _round(self, writer: asyncio.StreamWriter) -> bool:
+        return await self._redirect(writer, "/round")
 
     async def _nonsense(self, writer: asyncio.StreamWriter) -> bool:
         writer.write(b"SSH-2.0-OpenSSH_9.9\r\n")

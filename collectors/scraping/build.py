@@ -1,0 +1,80 @@
+"""Builds the scrape pool from the settings."""
+
+from __future__ import annotations
+
+import ssl
+from functools import partial
+
+from collectors.presets import presets
+from collectors.reading import TargetReader
+from collectors.scraping.buffer import SampleBuffer
+from collectors.scraping.collector import ScrapeCollector
+from collectors.scraping.discovery import Discovery, FileDiscovery, StaticDiscovery
+from collectors.scraping.jobs import Reader, ScrapeJob
+from collectors.scraping.pool import ScrapePool
+from collectors.scraping.targets import USUAL, ScrapeTarget, Usual
+from collectors.settings import CollectorsSettings, ReadingSettings, ScrapeJobSettings
+
+_WINDOW_INTERVALS = 3.0
+"""A window must hold some scrapes: with fewer, one that fails leaves no rate at all."""
+
+
+def scrape_collector(settings: CollectorsSettings) -> ScrapeCollector:
+    """Return one collector of one pool for all jobs.
+
+    Raises:
+        TargetError: when an address of the configuration is none.
+        OSError: when a job's certificates cannot be read.
+    """
+    buffer = SampleBuffer(max_samples=settings.scrape_buffer_samples)
+    pool = ScrapePool(
+        [_job(job) for job in settings.scrape],
+        buffer,
+        memory_bytes=int(settings.scrape_memory_megabytes * 1e6),
+    )
+    return ScrapeCollector(pool, buffer)
+
+
+def _job(job: ScrapeJobSettings) -> ScrapeJob:
+    token = job.token.get_secret_value() if job.token is not None else ""
+    usual = _usual(job.kind)
+    discoveries: list[Discovery] = []
+    if job.targets:
+        discoveries.append(StaticDiscovery(job.name, job.targets, job.labels, usual))
+    if job.files:
+        discoveries.append(FileDiscovery(job.name, job.files, job.labels, usual))
+    return ScrapeJob(
+        job.name,
+        discoveries,
+        partial(_reader, _reading(job)),
+        interval_seconds=job.interval_seconds,
+        deadline_seconds=job.deadline_seconds,
+        max_bytes=int(job.max_megabytes * 1e6),
+        headers={"Authorization": f"Bearer {token}"} if token else {},
+        verify=_tls(job),
+    )
+
+
+def _reader(settings: ReadingSettings, target: ScrapeTarget) -> Reader:
+    return TargetReader(target.labels, settings)
+
+
+def _reading(job: ScrapeJobSettings) -> ReadingSettings:
+    given = {name: getattr(job, name) for name in ReadingSettings.model_fields}
+    given["window_seconds"] = max(job.window_seconds, _WINDOW_INTERVALS * job.interval_seconds)
+    return ReadingSettings.model_construct(**given)
+
+
+def _usual(kind: str) -> Usual:
+    known = presets().get(kind)
+    return Usual(known.port, known.path) if known is not None else USUAL
+
+
+def _tls(job: ScrapeJobSettings) -> ssl.SSLContext | None:
+    if job.verify_tls and job.ca_file is None:
+        return None
+    context = ssl.create_default_context(cafile=job.ca_file)
+    if not job.verify_tls:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
