@@ -11,6 +11,8 @@ import sys
 import time
 from pathlib import Path
 
+import structlog
+
 from collectors.poller import Poller
 from collectors.registry import build_collectors
 from collectors.scraping.collector import ENTITY
@@ -20,6 +22,7 @@ from collectors.store.sqlite import SqliteSeriesStore
 
 def main() -> int:
     """Collect until ended."""
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     settings = CollectorsSettings.model_validate_json(Path(sys.argv[1]).read_text("utf-8"))
     folder = Path(sys.argv[2])
     store = SqliteSeriesStore(folder / "series.sqlite")
