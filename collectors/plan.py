@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import NamedTuple
 
+from collectors.counter_history import Increases
 from collectors.entities import entity as entity_of
 from collectors.expressions import Expression, Selector, parse_expression
 from collectors.gpu.throttle import throttle_signals
 from collectors.mapping import MODEL_LABELS, EntityNamer, described, together
-from collectors.rates import Increases, histogram_quantile
+from collectors.rates import histogram_quantile
 from collectors.series_table import Series, stem
 from collectors.signals import Kind, Layer, Signal, catalogue
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from collectors.contract import Collection, CollectorError, Sample
+from collectors.counter_history import CounterHistory
 from collectors.mapping import EntityNamer
 from collectors.plan import (
     THROTTLE_MASK,
@@ -21,7 +22,6 @@ from collectors.plan import (
     wanted_names,
 )
 from collectors.presets import detect, sources_of
-from collectors.rates import CounterHistory
 from collectors.series_table import ExpositionError, Row, SeriesTable
 from collectors.settings import ReadingSettings
 

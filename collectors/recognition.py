@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from collectors.counter_history import Increases
 from collectors.exposition import Exposition
 from collectors.mapping import EntityNamer
 from collectors.plan import (
@@ -19,7 +20,6 @@ from collectors.plan import (
     unrecognised,
 )
 from collectors.presets import detect, sources_of
-from collectors.rates import Increases
 from collectors.series_table import Series
 from collectors.signals import Kind, catalogue
 

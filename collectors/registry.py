@@ -22,7 +22,6 @@ from collectors.gpu.xid import override_xid
 from collectors.gpu.xid_collector import XidCollector
 from collectors.gpu.xid_ledger import XidLedger
 from collectors.host import HostCollector
-from collectors.service import ServiceCollector
 from collectors.settings import CollectorsSettings, GpuMode, PrometheusTarget, ServiceTarget
 
 log = structlog.get_logger(__name__)
@@ -148,6 +147,8 @@ def _client() -> httpx.Client:
 
 
 def _service(target: ServiceTarget) -> list[Collector]:
+    from collectors.service import ServiceCollector  # noqa: PLC0415
+
     collectors: list[Collector] = [
         ServiceCollector(
             target.name,

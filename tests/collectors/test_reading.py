@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from collectors.contract import Collection, CollectorError
-from collectors.rates import CounterHistory, CounterWindow
+from collectors.counter_history import CounterHistory
+from collectors.rates import CounterWindow
 from collectors.reading import TargetReader
 from collectors.settings import ReadingSettings
 
