@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from collectors.exposition import parse_exposition
+from collectors.reading import TargetReader
 from collectors.signals import catalogue
 from collectors.sources import collect_source
 
@@ -67,6 +68,36 @@ def test_no_line_of_a_real_scrape_is_lost(expositions: Path, name: str) -> None:
     assert read + sum(exposition.left_out.values()) + exposition.repeated == len(lines)
     assert exposition.repeated == 0
     assert not exposition.offenders
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_types_and_help_are_not_needed(expositions: Path, tmp_path: Path, name: str) -> None:
+    expected = json.loads((GOLDEN / f"{name}.json").read_text("utf-8"))
+    text = (expositions / f"{name}.txt").read_text("utf-8")
+    bare = tmp_path / "bare.txt"
+    bare.write_text("".join(f"{line}\n" for line in text.split("\n") if not line.startswith("#")))
+    assert _reading(bare)["samples"] == expected["samples"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_target_that_is_read_twice_gives_the_gauges_of_one_reading(
+    expositions: Path, name: str
+) -> None:
+    expected = json.loads((GOLDEN / f"{name}.json").read_text("utf-8"))
+    text = (expositions / f"{name}.txt").read_text("utf-8")
+    reader = TargetReader({"host": "box"})
+    for at in (10.0, 25.0):
+        samples = reader.take(text, NOW, at).samples
+    given = {(one.signal, float(f"{one.value:.12g}")) for one in samples}
+    gauges = {
+        (signal, value)
+        for _, signal, value, _, labels in expected["samples"]
+        if not {"cumulative", "window"} & set(labels)
+    }
+    assert gauges <= given
+    # The counters did not move, so that every rate is zero.
+    assert all(value == 0 for _, value in given - gauges)
+    assert list(reader.kinds) == expected["kinds"]
 
 
 @pytest.mark.parametrize("name", NAMES)

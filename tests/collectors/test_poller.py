@@ -339,3 +339,20 @@ def test_closing_reaches_a_collector_that_is_inside_a_call(release: threading.Ev
     entered.wait()
     poller.close()
     assert stuck.closed
+
+
+def test_one_gpu_of_two_collectors_is_one(clock: Clock) -> None:
+    def gpu(entity: str, value: float, **labels: str) -> Fake:
+        fake = Fake(entity.rsplit("/", 1)[-1] + labels.get("exporter", "own"), _steady)
+        sample = Sample(
+            1000.0, entity, "gpu_temperature_celsius", value, {"uuid": "GPU-a", **labels}
+        )
+        fake.collect = lambda _: Collection([sample])  # type: ignore[method-assign]
+        return fake
+
+    poller = Poller(
+        [gpu("host/pod/gpu/3", 50.0, exporter="dcgm"), gpu("host/box/gpu/0", 51.0)], clock
+    )
+    tick = poller.tick(1000.0)
+    found = [(s.entity, s.value) for s in tick.samples if s.signal == "gpu_temperature_celsius"]
+    assert found == [("host/box/gpu/0", 51.0)]
