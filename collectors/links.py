@@ -14,8 +14,10 @@ from typing import NamedTuple
 
 from collectors.entities import entity, kind_of, top_of
 
-POD_LABELS = ("pod", "pod_name", "exported_pod")
-NAMESPACE_LABELS = ("namespace", "pod_namespace", "exported_namespace")
+# Where Prometheus has put labels of its own on a series, `pod` is the exporter's pod, and the one that
+# the exporter speaks of is called `exported_pod`.
+POD_LABELS = ("exported_pod", "pod", "pod_name")
+NAMESPACE_LABELS = ("exported_namespace", "namespace", "pod_namespace")
 _HERE = frozenset({"localhost", "127.0.0.1", "[::1]", "::1", "0.0.0.0"})  # noqa: S104 - a name
 NODE_LABELS = ("host", "Hostname", "nodename", "node", "kubernetes_node")
 

@@ -22,6 +22,7 @@ from collectors.plan import (
     wanted_names,
 )
 from collectors.presets import detect, sources_of
+from collectors.series_links import SeriesLinks
 from collectors.series_table import ExpositionError, Row, SeriesTable
 from collectors.settings import ReadingSettings
 
@@ -53,6 +54,7 @@ class TargetReader:
         )
         self._history = CounterHistory(keep_seconds=self._settings.window_seconds)
         self._plan = Plan()
+        self._links = SeriesLinks(self._plan, (), self._labels)
         self._planned = (-1, -1, -1)
         self._counted: dict[tuple[str, frozenset[tuple[str, str]]], int] = {}
         self._unrecognised: Sequence[str] = ()
@@ -92,7 +94,12 @@ class TargetReader:
                 f"{self._plan.too_many_entities} series are about more than "
                 f"{self._settings.max_entities} entities and were left out"
             )
-        return Collection(samples=samples, unrecognised=self._unrecognised, notes=notes)
+        return Collection(
+            samples=samples,
+            unrecognised=self._unrecognised,
+            notes=notes,
+            links=self._links.of(row.values),
+        )
 
     def _samples(self, row: Row, now_seconds: float, at_seconds: float) -> Iterator[Sample]:
         values = row.values
@@ -147,6 +154,7 @@ class TargetReader:
                 max_entities=self._settings.max_entities,
             )
             self._plan = planner.plan(table.series)
+            self._links = SeriesLinks(self._plan, self._table.series, self._labels)
             self._resize()
         told = unrecognised(names, self._plan.used)
         self._unrecognised = told[:_MAX_TOLD]

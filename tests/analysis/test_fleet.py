@@ -19,8 +19,10 @@ from analysis.incidents import IncidentTracker
 from analysis.journal import Journal
 from analysis.linkbook import LinkBook
 from analysis.settings import AnalysisSettings, IncidentSettings
+from analysis.topology import Topology
 from collectors.contract import Sample
 from collectors.links import Link, Relation, links_of
+from collectors.reading import TargetReader
 
 Normal = Mapping[str, Mapping[str, tuple[float, float, float]]]
 
@@ -168,3 +170,30 @@ def test_links_reach_diagnosis_through_the_analyst(fleet: Fleet, tmp_path: Any) 
         found = analyst.tick(1000.0 + tick, [sample], LINKS if tick == 0 else ())
     assert [each.entity for each in found.incidents] == ["host/a/gpu/0"]
     journal.close()
+
+
+def test_scrapes_of_two_hosts_give_the_topology() -> None:
+    """What dcgm-exporters and vLLM servers say by themselves is enough to tie them together."""
+    samples, links = [], []
+    for host in ("a", "b"):
+        pod = f'pod="llm-{host}",namespace="prod"'
+        dcgm = "".join(
+            f'DCGM_FI_DEV_GPU_TEMP{{gpu="{gpu}",UUID="GPU-{host}{gpu}",Hostname="{host}",'
+            f"{pod if gpu == 0 else ''}}} 40\n"
+            for gpu in (0, 1)
+        )
+        target = {"instance": f"10.0.0.{ord(host)}:8000", "pod": f"llm-{host}", "namespace": "prod"}
+        for labels, text in (
+            ({"instance": f"{host}:9400", "pod": "dcgm-exporter"}, dcgm),
+            (target, 'vllm:num_requests_running{model_name="llm"} 3\n'),
+        ):
+            found = TargetReader(labels).take(text, 1_700_000_000.0, 0.0)
+            samples += found.samples
+            links += found.links
+    topology = Topology({sample.entity for sample in samples}, links=links)
+    one, other = (f"service/llm/replica/llm-{host}" for host in "ab")
+    assert topology.stack_of(one) == "host/a"
+    assert topology.stack_of(other) == "host/b"
+    assert topology.hosts_of("service/llm") == ("host/a", "host/b")
+    assert one in topology.related("host/a/gpu/0")
+    assert not {one, other} & topology.related("host/a/gpu/1")
