@@ -119,7 +119,7 @@ class Topology:
             name = top.split("/", 1)[1]
             prefixes = (_CANARY_READER,) if signal.startswith("canary_") else _SERVICE_READERS
             candidates = [f"collector/{prefix}{name}" for prefix in prefixes]
-        elif kind in {"gpu", "mig"}:
+        elif kind in {"gpu", "mig", "nvswitch"}:
             # The collectors of GPUs read this machine; with several hosts others have read the rest.
             xids = (_XID_READER,) if signal in _XID_SIGNALS else ()
             candidates = [*xids, *_GPU_READERS] if len(self._hosts) == 1 else []
@@ -182,6 +182,9 @@ class Topology:
             # The state of the driver as a whole is the host's, and its GPUs' collector finds it.
             own = set() if kind_of(name) in {"gpu", "mig"} else {"collector/host"}
             found |= own | set(_GPU_READERS)
+        if kind_of(name) == "gpu":
+            switches = {other for other in self._entities if kind_of(other) == "nvswitch"}
+            found |= {other for other in switches if top_of(other) == host}
         return found
 
     def _runs_on(self, service: str, name: str, host: str) -> bool:

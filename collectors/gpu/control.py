@@ -30,7 +30,16 @@ class SimulatedFaults(BaseModel):
     )
     xid: int = Field(0, ge=0, le=1000, description="a standing XID; 79 takes the GPU off the bus")
     driver_hang: bool = Field(default=False, description="calls into the driver do not return")
+    lost: bool = Field(default=False, description="the driver cannot reach it, without an XID")
+    gone: bool = Field(default=False, description="the driver lists it no more")
+    reset_required: bool = Field(default=False, description="the driver refuses it until a reset")
     ecc_uncorrectable: int = Field(0, ge=0, description="uncorrectable memory errors so far")
+    ecc_correctable: int = Field(0, ge=0, description="corrected memory errors so far")
+    row_remap_failed: bool = Field(default=False, description="a row cannot be remapped any more")
+    fan_failure: bool = Field(default=False, description="the fan stands still")
+    power_brake: bool = Field(default=False, description="the supply asserts the power brake")
+    pcie_lanes: int | None = Field(None, ge=1, le=16, description="lanes left of 16")
+    pcie_replays: int = Field(0, ge=0, description="PCIe packets repeated so far")
     power_limit_watts: float | None = Field(
         None, gt=0, le=2000, description="a limit that somebody set; a new limit replaces it"
     )

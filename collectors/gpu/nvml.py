@@ -269,7 +269,7 @@ class NvmlCollector:
         trouble = self._trouble or _Trouble(DriverState.FAILED, message)
         samples = [self._driver_sample(now_seconds, trouble.state)]
         for device in self._numbering.devices:
-            hung = device.index == trouble.culprit
+            hung = device.index == trouble.culprit or device.index in self._quarantined
             state = GpuState.HUNG if hung else GpuState.UNREAD
             samples.append(self._state_sample(now_seconds, device, state, trouble.message))
         return CollectorError(message, fix=fix_of(trouble.state), samples=samples)

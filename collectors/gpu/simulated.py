@@ -1,160 +1,50 @@
 """A GPU that is not there: it follows the real load of the inference service.
 
-For demos and drills on machines without a GPU. Every sample carries the label ``simulated="true"``.
-The model is first order on purpose; it behaves in the ways that matter to a watcher: power follows
-utilisation, temperature follows power with a lag, heat and power caps lower the clocks, and faults do
-what they do to a real device.
+For demos and drills on machines without a GPU. Every sample carries the label ``simulated="true"``. A
+fault gives the samples that the NVML collector gives for it: the same states, and no reading of a device
+that cannot be read.
 """
 
 from __future__ import annotations
 
-import math
 import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from collectors.contract import Collection, CollectorError, Sample, Support
 from collectors.entities import entity, parent_of
-from collectors.gpu import states
 from collectors.gpu.control import ControlError, SimulatedFaults, SimulatedGpuControl
-from collectors.gpu.throttle import ThrottleReason, throttle_signals
-from collectors.gpu.xid import FALLEN_OFF_THE_BUS, RecommendedAction, describe_xid
+from collectors.gpu.simulated_device import GpuModel, Shown, SimulatedGpu
+from collectors.gpu.states import DriverState, GpuState, fix_of
+from collectors.gpu.throttle import throttle_signals
+from collectors.gpu.xid import (
+    FALLEN_OFF_THE_BUS,
+    RESET_ACTION,
+    RecommendedAction,
+    describe_xid,
+    recovery_action,
+)
 
 LABELS = {"simulated": "true"}
+# A simulated call that hangs is given up before the poller gives up on the collector.
+_GIVEN_UP_SHARE = 0.6
+_LOOK_SECONDS = 0.05
+_ACTIONS = tuple(RecommendedAction)
 
 Values = Iterator[tuple[str, float]]
 
 
-@dataclass(frozen=True, slots=True)
-class GpuModel:
-    """The constants of the simulated device.
-
-    They sit in the range of a data-centre card of the 350 to 400 W class under forced air. The thermal
-    time constant is shorter than a real heat sink's (half a minute or more), so that a demo is
-    watchable.
-    """
-
-    idle_watts: float = 60.0
-    full_watts: float = 350.0
-    default_limit_watts: float = 400.0
-    minimum_limit_watts: float = 100.0
-    # Power rises faster than utilisation: a kernel that is resident half of the time draws well over
-    # half of the dynamic power.
-    power_exponent: float = 0.55
-    inlet_celsius: float = 30.0
-    kelvin_per_watt: float = 0.13
-    time_constant_seconds: float = 6.0
-    slowdown_celsius: float = 87.0
-    hardware_slowdown_celsius: float = 91.0
-    hysteresis_celsius: float = 1.0
-    max_sm_clock_mhz: float = 1980.0
-    min_sm_clock_mhz: float = 345.0
-    memory_total_bytes: float = 80 * 1024**3
-    weights_bytes: float = 16 * 1024**3
-    cache_bytes: float = 40 * 1024**3
-    pcie_bytes_at_full_load: float = 6e9
-
-
-@dataclass(frozen=True, slots=True)
-class GpuState:
-    """What the device shows at one moment, before measurement noise."""
-
-    utilization: float
-    power_watts: float
-    temperature_celsius: float
-    limit_watts: float
-    sm_clock_mhz: float
-    reasons: ThrottleReason
-
-
-@dataclass(slots=True)
-class SimulatedGpu:
-    """The physics: feed it load and time, and read its state.
-
-    Args:
-        model: the device's constants.
-    """
-
-    model: GpuModel = field(default_factory=GpuModel)
-    _temperature: float = field(init=False)
-    _hot: bool = field(init=False, default=False)
-
-    def __post_init__(self) -> None:
-        model = self.model
-        self._temperature = model.inlet_celsius + model.kelvin_per_watt * model.idle_watts
-
-    def step(
-        self,
-        seconds: float,
-        *,
-        load: float,
-        limit_watts: float,
-        inlet_offset_celsius: float = 0.0,
-    ) -> GpuState:
-        """Advance by a time step under constant load and return the state at its end.
-
-        Args:
-            seconds: the time that passed; any length is stable.
-            load: share of the time in which kernels run, 0 to 1; values outside are clipped.
-            limit_watts: the enforced power limit.
-            inlet_offset_celsius: how much warmer than usual the air comes in.
-        """
-        load = min(1.0, max(0.0, load))
-        remaining = max(0.0, seconds)
-        state = self._shine(load, limit_watts)
-        # Throttling depends on the temperature that it changes, so long steps are cut into short ones.
-        while remaining > 0:
-            part = min(remaining, 0.5)
-            target = (
-                self.model.inlet_celsius
-                + inlet_offset_celsius
-                + self.model.kelvin_per_watt * state.power_watts
-            )
-            share = 1 - math.exp(-part / self.model.time_constant_seconds)
-            self._temperature += (target - self._temperature) * share
-            state = self._shine(load, limit_watts)
-            remaining -= part
-        return state
-
-    def _shine(self, load: float, limit_watts: float) -> GpuState:
-        model = self.model
-        dynamic = (model.full_watts - model.idle_watts) * load**model.power_exponent
-        clock, reasons = self._thermal_clock()
-        power = model.idle_watts + dynamic * clock**2
-        if power > limit_watts:
-            # Dynamic power goes with the clock times the voltage squared; over the usual range of a
-            # governor that is close to the clock squared.
-            room = max(0.0, limit_watts - model.idle_watts)
-            clock = math.sqrt(room / dynamic) if dynamic > 0 else clock
-            power = min(power, max(limit_watts, model.idle_watts))
-            reasons |= ThrottleReason.SW_POWER_CAP
-        if load == 0:
-            reasons |= ThrottleReason.IDLE
-        megahertz = model.max_sm_clock_mhz * clock if load > 0 else model.min_sm_clock_mhz
-        return GpuState(
-            utilization=load,
-            power_watts=power,
-            temperature_celsius=self._temperature,
-            limit_watts=limit_watts,
-            sm_clock_mhz=max(model.min_sm_clock_mhz, megahertz),
-            reasons=reasons,
-        )
-
-    def _thermal_clock(self) -> tuple[float, ThrottleReason]:
-        model, temperature = self.model, self._temperature
-        threshold = model.slowdown_celsius - (model.hysteresis_celsius if self._hot else 0.0)
-        self._hot = temperature >= threshold
-        if not self._hot:
-            return 1.0, ThrottleReason.NONE
-        reasons = ThrottleReason.SW_THERMAL
-        if temperature >= model.hardware_slowdown_celsius:
-            reasons |= ThrottleReason.HW_THERMAL | ThrottleReason.HW_SLOWDOWN
-        # Five percent of clock for each degree over the threshold, down to two fifths: the device
-        # settles a few degrees above it instead of swinging around it.
-        return min(1.0, max(0.4, 1 - 0.05 * (temperature - threshold))), reasons
+def state_of(faults: SimulatedFaults) -> GpuState:
+    """Return the state in which a device with these faults is."""
+    if faults.driver_hang:
+        return GpuState.HUNG
+    if faults.gone:
+        return GpuState.GONE
+    if faults.lost or faults.xid == FALLEN_OFF_THE_BUS:
+        return GpuState.LOST
+    return GpuState.RESET_REQUIRED if faults.reset_required else GpuState.OK
 
 
 class SimulatedGpuCollector:
@@ -214,52 +104,78 @@ class SimulatedGpuCollector:
         return Support(supported=True)
 
     def collect(self, now_seconds: float) -> Collection:
-        """Advance the device to now and read it. Blocks while the fault ``driver_hang`` stands.
+        """Advance the device to now and read it.
 
         Raises:
-            CollectorError: when the driver hung, or the control file cannot be understood.
+            CollectorError: when the driver hangs, or the control file cannot be understood. A driver
+                that hangs is given up in time, and the error carries the states, as NVML's collector's.
         """
         started = self._clock()
-        faults = self._hang_while_told()
-        state = self._advance(faults)
-        signals = dict(self._read(state, faults))
-        if signals["gpu_available"]:
+        faults = self._hang_while_told(now_seconds)
+        shown = self._advance(faults)
+        state = state_of(faults)
+        signals = dict(self._about(state, faults))
+        if state is GpuState.OK:
+            signals |= dict(self._read(shown, faults))
             signals["gpu_driver_call_seconds"] = self._clock() - started
-        samples = [
-            Sample(now_seconds, self._entity, signal, value, LABELS)
-            for signal, value in signals.items()
-        ]
-        host = parent_of(self._entity)
-        samples.append(Sample(now_seconds, host, "gpu_count", signals["gpu_available"], LABELS))
+        samples = [self._sample(now_seconds, signal, value) for signal, value in signals.items()]
+        answers = float(state is GpuState.OK)
+        samples.append(self._host_sample(now_seconds, "gpu_count", answers))
+        samples.append(self._host_sample(now_seconds, "gpu_driver_state", float(DriverState.OK)))
         return Collection(samples=samples)
 
     def close(self) -> None:
         """Let a hanging call return."""
         self._closed.set()
 
-    def _hang_while_told(self) -> SimulatedFaults:
+    def _sample(self, now_seconds: float, signal: str, value: float) -> Sample:
+        labels = LABELS
+        if signal == "gpu_state":
+            labels = LABELS | {"state": GpuState(int(value)).name.lower()}
+        return Sample(now_seconds, self._entity, signal, value, labels)
+
+    def _host_sample(self, now_seconds: float, signal: str, value: float) -> Sample:
+        labels = LABELS
+        if signal == "gpu_driver_state":
+            labels = LABELS | {"state": DriverState(int(value)).name.lower()}
+        return Sample(now_seconds, parent_of(self._entity), signal, value, labels)
+
+    def _hang_while_told(self, now_seconds: float) -> SimulatedFaults:
+        waited = 0.0
         try:
-            faults = self._control.read().faults
-            if not faults.driver_hang:
-                return faults
-            while self._control.read().faults.driver_hang and not self._closed.wait(0.1):
-                continue
+            while (faults := self._control.read().faults).driver_hang:
+                if waited >= _GIVEN_UP_SHARE * self._deadline_seconds or self._closed.is_set():
+                    raise self._hung(now_seconds)
+                self._closed.wait(_LOOK_SECONDS)
+                waited += _LOOK_SECONDS
         except ControlError as error:
             raise CollectorError(str(error), retryable=False, fix="delete the file") from error
-        raise CollectorError("the driver did not answer for a while and the call was given up")
+        return faults
 
-    def _advance(self, faults: SimulatedFaults) -> GpuState:
+    def _hung(self, now_seconds: float) -> CollectorError:
+        return CollectorError(
+            "the simulated driver did not answer and the call was given up",
+            fix=fix_of(DriverState.HUNG),
+            samples=[
+                self._host_sample(now_seconds, "gpu_driver_state", float(DriverState.HUNG)),
+                self._sample(now_seconds, "gpu_state", float(GpuState.HUNG)),
+            ],
+        )
+
+    def _advance(self, faults: SimulatedFaults) -> Shown:
         load = self._load()
-        # A device that fell off the bus computes nothing, whatever the service says.
+        # A device that cannot be reached computes nothing, whatever the service says.
         self._last_load = self._last_load if load is None else load
         now = self._clock()
         seconds = 0.0 if self._last_time is None else now - self._last_time
         self._last_time = now
         return self._gpu.step(
             seconds,
-            load=0.0 if faults.xid == FALLEN_OFF_THE_BUS else self._last_load,
+            load=self._last_load if state_of(faults) is GpuState.OK else 0.0,
             limit_watts=self._limit_watts(faults),
             inlet_offset_celsius=faults.inlet_offset_celsius,
+            fan_stands=faults.fan_failure,
+            power_brake=faults.power_brake,
         )
 
     def _limit_watts(self, faults: SimulatedFaults) -> float:
@@ -269,27 +185,55 @@ class SimulatedGpuCollector:
             model.default_limit_watts if chosen is None else max(model.minimum_limit_watts, chosen)
         )
 
-    def _read(self, state: GpuState, faults: SimulatedFaults) -> Values:
+    def _about(self, state: GpuState, faults: SimulatedFaults) -> Values:
+        """Yield what is known of a device whether it can be read or not."""
+        yield "gpu_state", float(state)
+        yield "gpu_available", float(state is GpuState.OK)
         yield "gpu_xid", float(faults.xid)
-        lost = faults.xid == FALLEN_OFF_THE_BUS
-        yield "gpu_available", 0.0 if lost else 1.0
-        yield "gpu_state", float(states.GpuState.LOST if lost else states.GpuState.OK)
-        # A simulated driver has no verdict of its own; the catalogue's stands while the code does.
+        # The driver's own verdict first, as for a real device; else the catalogue's while a code stands.
         action = describe_xid(faults.xid).action if faults.xid else RecommendedAction.IGNORE
-        yield "gpu_recommended_action", float(tuple(RecommendedAction).index(action))
-        if lost:
-            return
-        yield from self._activity(state)
-        yield from self._heat(state)
-        yield from throttle_signals(state.reasons)
-        yield "gpu_ecc_uncorrectable_total", float(faults.ecc_uncorrectable)
-        yield "gpu_ecc_correctable_total", 0.0
-        # Since Ampere an uncorrectable error remaps its row at the next reset.
-        yield "gpu_row_remap_pending", float(faults.ecc_uncorrectable > 0)
-        yield "gpu_pcie_replay_total", 0.0
-        yield "gpu_pcie_link_width", 16.0
+        if faults.reset_required:
+            action = recovery_action(int(RESET_ACTION))
+        yield "gpu_recommended_action", float(_ACTIONS.index(action))
 
-    def _activity(self, state: GpuState) -> Values:
+    def _read(self, shown: Shown, faults: SimulatedFaults) -> Values:
+        yield from self._activity(shown)
+        yield from self._heat(shown, faults)
+        yield from self._clocks(shown)
+        yield from self._memory_errors(faults)
+        yield from self._links(faults)
+        yield "gpu_driver_call_errors", 0.0
+        yield "gpu_recovery_action", 0.0
+        yield "gpu_persistence_mode", 1.0
+        yield "gpu_mig_enabled", 0.0
+
+    def _memory_errors(self, faults: SimulatedFaults) -> Values:
+        for signal, count in (
+            ("uncorrectable", faults.ecc_uncorrectable),
+            ("correctable", faults.ecc_correctable),
+        ):
+            yield f"gpu_ecc_{signal}_total", float(count)
+            yield f"gpu_ecc_{signal}_lifetime_total", float(count)
+        yield "gpu_ecc_enabled", 1.0
+        # Since Ampere an uncorrectable error remaps its row at the next reset.
+        failed = faults.row_remap_failed
+        yield "gpu_row_remap_pending", float(faults.ecc_uncorrectable > 0 and not failed)
+        yield "gpu_row_remap_failed", float(failed)
+        yield "gpu_row_remap_correctable_total", 0.0
+        yield "gpu_row_remap_uncorrectable_total", float(faults.ecc_uncorrectable)
+        yield "gpu_row_remap_banks_exhausted", float(failed)
+
+    def _links(self, faults: SimulatedFaults) -> Values:
+        model = self._gpu.model
+        lanes = faults.pcie_lanes or model.pcie_lanes
+        yield "gpu_pcie_link_width", float(lanes)
+        yield "gpu_pcie_link_width_max", float(model.pcie_lanes)
+        yield "gpu_pcie_link_width_ratio", min(1.0, lanes / model.pcie_lanes)
+        yield "gpu_pcie_link_generation", float(model.pcie_generation)
+        yield "gpu_pcie_link_generation_max", float(model.pcie_generation)
+        yield "gpu_pcie_replay_total", float(faults.pcie_replays)
+
+    def _activity(self, state: Shown) -> Values:
         model = self._gpu.model
         busy = state.utilization
         yield "gpu_utilization_percent", self._noisy(100 * busy, 1.0, 0.0, 100.0)
@@ -301,17 +245,33 @@ class SimulatedGpuCollector:
         yield "gpu_memory_used_ratio", used / model.memory_total_bytes
         yield "gpu_pcie_throughput_bytes", model.pcie_bytes_at_full_load * busy
 
-    def _heat(self, state: GpuState) -> Values:
+    def _heat(self, state: Shown, faults: SimulatedFaults) -> Values:
         model = self._gpu.model
         temperature = self._noisy(state.temperature_celsius, 0.25, -20.0, 130.0)
         yield "gpu_temperature_celsius", temperature
         yield "gpu_temperature_margin_celsius", model.slowdown_celsius - temperature
+        yield "gpu_temperature_slowdown_celsius", model.slowdown_celsius
+        yield "gpu_temperature_shutdown_celsius", model.shutdown_celsius
+        yield "gpu_memory_temperature_celsius", temperature + model.memory_above_core_celsius
         yield "gpu_power_usage_watts", self._noisy(state.power_watts, 1.5, 0.0, 2000.0)
         yield "gpu_power_limit_watts", state.limit_watts
+        yield "gpu_power_limit_default_watts", model.default_limit_watts
+        yield "gpu_power_limit_minimum_watts", model.minimum_limit_watts
+        yield "gpu_power_limit_maximum_watts", model.default_limit_watts
+        yield "gpu_energy_joules_total", state.energy_joules
+        fan = 30 + 70 * (state.temperature_celsius - 40) / (model.slowdown_celsius - 40)
+        wanted = 0.0 if faults.fan_failure else min(100.0, max(30.0, fan))
+        yield "gpu_fan_speed_percent", self._noisy(wanted, 0.5, 0.0, 100.0)
+
+    def _clocks(self, state: Shown) -> Values:
+        model = self._gpu.model
         yield "gpu_sm_clock_mhz", round(state.sm_clock_mhz / 15) * 15.0  # clocks move in steps
         yield "gpu_sm_clock_max_mhz", model.max_sm_clock_mhz
-        fan = 30 + 70 * (state.temperature_celsius - 40) / (model.slowdown_celsius - 40)
-        yield "gpu_fan_speed_percent", self._noisy(fan, 0.5, 30.0, 100.0)
+        yield "gpu_memory_clock_mhz", model.max_memory_clock_mhz
+        yield "gpu_performance_state", 0.0
+        yield from throttle_signals(state.reasons)
+        yield "gpu_throttle_power_seconds_total", state.power_seconds
+        yield "gpu_throttle_thermal_seconds_total", state.thermal_seconds
 
     def _noisy(self, value: float, sigma: float, low: float, high: float) -> float:
         # An idle counter reads exactly zero on a real device, too.

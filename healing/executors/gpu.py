@@ -9,7 +9,9 @@ from typing import Any, Protocol
 from collectors.contract import Support
 from collectors.entities import ancestors
 from collectors.gpu.control import ControlError, SimulatedGpuControl
-from collectors.gpu.simulated import GpuModel
+from collectors.gpu.simulated import state_of
+from collectors.gpu.simulated_device import GpuModel
+from collectors.gpu.states import GpuState
 from healing.errors import ExecutionError
 from healing.executors.contract import Command, ExecutionResult, Outcome
 
@@ -197,9 +199,22 @@ class SimulatedControl:
             raise ExecutionError(str(error)) from error
 
     def reset(self, deadline_seconds: float) -> None:
-        """Clear what a reset clears: errors and the driver's state, not the heat of the air."""
+        """Clear what a reset clears: errors and the driver's state, not the heat of the air.
+
+        As a real one, it fails where the device cannot be reached.
+        """
         del deadline_seconds
         try:
-            self._control.inject(xid=0, driver_hang=False, ecc_uncorrectable=0)
+            if state_of(self._control.read().faults) in {GpuState.LOST, GpuState.GONE}:
+                raise ExecutionError(
+                    "the device cannot be reached, so only a reboot brings it back"
+                )
+            self._control.inject(
+                xid=0,
+                driver_hang=False,
+                reset_required=False,
+                ecc_uncorrectable=0,
+                ecc_correctable=0,
+            )
         except (ControlError, OSError) as error:
             raise ExecutionError(str(error)) from error

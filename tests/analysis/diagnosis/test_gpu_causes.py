@@ -123,6 +123,15 @@ def test_what_is_not_to_blame(
     assert confidence.get(not_blamed, 0.0) < 0.25
 
 
+def test_an_nvswitch_explains_the_links_of_its_hosts_gpus(world: Any) -> None:
+    found = world.set(990.0, GPU, gpu_nvlink_errors_total=900).detections()
+    xid_state = type(world)().set(990.0, GPU, gpu_xid=12028).state(GPU, "gpu_xid")
+    key = SeriesKey(f"{HOST}/nvswitch/0000:c1:00", "gpu_sxid")
+    told = diagnose(replace(found, states={**found.states, key: replace(xid_state, key=key)}))
+    assert told.leading.cause == "gpu_nvlink_fault"
+    assert "gpu_sxid" in {each.signal for each in told.leading.evidence}
+
+
 def test_a_gpu_that_galen_released_is_no_fault(world: Any) -> None:
     found = diagnose(world.lose_gpu(7).detections())
     assert (found.verdict, found.leading.cause) == (Verdict.NO_FAULT, "gpu_released")

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from collectors.contract import Collector, CollectorError
 from collectors.gpu.control import ControlError, SimulatedGpuControl
-from collectors.gpu.simulated import SimulatedGpu, SimulatedGpuCollector
+from collectors.gpu.simulated import SimulatedGpuCollector
+from collectors.gpu.simulated_device import SimulatedGpu
 from collectors.gpu.throttle import ThrottleReason
 from collectors.signals import catalogue
 
@@ -35,7 +36,7 @@ class Rig:
             self.seconds += 1
             samples = self.collector.collect(1_700_000_000 + self.seconds).samples
         assert {sample.entity for sample in samples} == {"host/box", "host/box/gpu/0"}
-        assert all(sample.labels == {"simulated": "true"} for sample in samples)
+        assert all(sample.labels["simulated"] == "true" for sample in samples)
         return {sample.signal: sample.value for sample in samples}
 
 
@@ -103,6 +104,7 @@ def test_a_gpu_off_the_bus_gives_only_that(rig: Rig) -> None:
         "gpu_xid",
         "gpu_recommended_action",
         "gpu_count",
+        "gpu_driver_state",
     }
     assert (seen["gpu_state"], seen["gpu_recommended_action"]) == (2, 4)
     rig.control.clear_faults()
@@ -118,24 +120,52 @@ def test_other_codes_and_memory_errors_leave_it_there(rig: Rig) -> None:
     assert (seen["gpu_ecc_uncorrectable_total"], seen["gpu_row_remap_pending"]) == (2, 1)
 
 
-def test_a_hanging_driver_blocks_until_the_fault_is_cleared(rig: Rig) -> None:
+def test_a_hanging_driver_is_given_up_in_time_and_told(rig: Rig) -> None:
     rig.control.inject(driver_hang=True)
-    errors: list[CollectorError] = []
-
-    def call() -> None:
-        try:
-            rig.collector.collect(0.0)
-        except CollectorError as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=call, daemon=True)
-    thread.start()
-    thread.join(timeout=0.3)
-    assert thread.is_alive()
+    with pytest.raises(CollectorError, match="did not answer") as caught:
+        rig.collector.collect(0.0)
+    told = {sample.signal: sample.value for sample in caught.value.samples}
+    assert told == {"gpu_driver_state": 1, "gpu_state": 5}
+    assert all(sample.labels["simulated"] == "true" for sample in caught.value.samples)
     rig.control.clear_faults()
-    thread.join(timeout=10)
-    assert len(errors) == 1
     assert rig.run(1)["gpu_available"] == 1
+
+
+def test_a_call_that_hangs_returns_when_the_fault_is_cleared(tmp_path: Path) -> None:
+    control = SimulatedGpuControl(tmp_path / "simulated_gpu.json")
+    control.inject(driver_hang=True)
+    patient = SimulatedGpuCollector(
+        "box", lambda: 0.5, tmp_path / "simulated_gpu.json", deadline_seconds=60.0
+    )
+    threading.Timer(0.3, control.clear_faults).start()
+    assert patient.collect(0.0).samples
+
+
+def test_a_fan_that_stands_heats_it_until_it_slows_down(rig: Rig) -> None:
+    normal = rig.run(60)
+    assert normal["gpu_fan_speed_percent"] > 25
+    rig.control.inject(fan_failure=True)
+    hot = rig.run(40)
+    assert hot["gpu_fan_speed_percent"] == 0
+    assert hot["gpu_throttle_thermal"] == 1
+    assert hot["gpu_throttle_thermal_seconds_total"] > normal["gpu_throttle_thermal_seconds_total"]
+    assert hot["gpu_sm_clock_mhz"] < normal["gpu_sm_clock_mhz"]
+
+
+def test_the_brake_halves_the_clock_at_an_unchanged_limit(rig: Rig) -> None:
+    normal = rig.run(30)
+    rig.control.inject(power_brake=True)
+    braked = rig.run(5)
+    assert braked["gpu_sm_clock_mhz"] == pytest.approx(normal["gpu_sm_clock_mhz"] / 2, rel=0.02)
+    assert braked["gpu_power_limit_watts"] == normal["gpu_power_limit_watts"]
+    assert int(braked["gpu_throttle_reason"]) & 0x80
+
+
+def test_energy_is_power_over_time(rig: Rig) -> None:
+    first = rig.run(60)
+    later = rig.run(100)
+    spent = later["gpu_energy_joules_total"] - first["gpu_energy_joules_total"]
+    assert spent == pytest.approx(100 * later["gpu_power_usage_watts"], rel=0.05)
 
 
 def test_closing_frees_a_hanging_call(rig: Rig) -> None:

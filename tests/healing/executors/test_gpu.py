@@ -77,13 +77,25 @@ def test_a_cap_is_lifted(executor: GpuExecutor, control: SimulatedGpuControl) ->
 def test_a_reset_clears_errors_and_not_the_heat(
     executor: GpuExecutor, control: SimulatedGpuControl
 ) -> None:
-    control.inject(xid=79, ecc_uncorrectable=2, inlet_offset_celsius=30)
+    control.inject(xid=95, reset_required=True, ecc_uncorrectable=2, inlet_offset_celsius=30)
     reset = Command("reset_gpu", GPU)
     assert executor.snapshot(reset, 1.0) == {}
     assert executor.execute(reset, 1.0).outcome is Outcome.DONE
     faults = control.read().faults
     assert (faults.xid, faults.ecc_uncorrectable, faults.inlet_offset_celsius) == (0, 0, 30)
+    assert not faults.reset_required
     assert executor.undo(reset, {}, 1.0).outcome is Outcome.NOT_DONE
+
+
+@pytest.mark.parametrize("fault", [{"xid": 79}, {"lost": True}, {"gone": True}])
+def test_what_cannot_be_reached_cannot_be_reset(
+    executor: GpuExecutor, control: SimulatedGpuControl, fault: dict[str, object]
+) -> None:
+    control.inject(**fault)
+    result = executor.execute(Command("reset_gpu", GPU), 1.0)
+    assert result.outcome is Outcome.NOT_DONE
+    assert "reboot" in result.detail
+    assert control.read().faults.model_dump(exclude_defaults=True) == fault
 
 
 def test_a_broken_control_file_is_told(executor: GpuExecutor, tmp_path: Path) -> None:
