@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import structlog
 
+from collectors.access import without_secrets
 from collectors.clock import SteadyClock
 from collectors.contract import Sample
 from collectors.entities import entity
@@ -35,9 +36,11 @@ _FLUSH_SECONDS = 5.0
 class PushAgent:
     """Polls at an interval; a second thread sends, so that a slow server delays no poll.
 
-    To each poll it adds, on ``collector/agent``, ``galen_agent_waiting_samples``,
+    To each poll it adds, on ``collector/agent``, ``galen_agent_polls_total`` (since the start; a number
+    that is missing where the series are is a poll that was lost), ``galen_agent_waiting_samples``,
     ``galen_agent_parked_samples`` (refused by the server) and ``galen_agent_dropped_samples_total``
-    (lost to a full buffer since it was made), so that a loss shows where the series are.
+    (lost to a full buffer since it was made, or to a full disk since the start), so that a loss shows
+    where the series are.
 
     Args:
         poller: the collectors.
@@ -68,6 +71,9 @@ class PushAgent:
         self._clock = clock or SteadyClock()
         self._monotonic = monotonic
         self._arrived = threading.Event()
+        self._polls = 0
+        self._lost_samples = 0
+        """Samples of polls that could not be written to the spool, such as on a full disk."""
 
     def poll(self) -> int:
         """Poll once and put what came into the spool; return how many samples that were.
@@ -76,8 +82,13 @@ class PushAgent:
             SpoolError: when the spool cannot be written; the poll is lost then.
         """
         now = self._clock()
+        self._polls += 1
         samples = [*self._poller.tick(now).samples, *self._own_samples(now)]
-        self._spool.append(encode_write_request(samples, self._labels), len(samples))
+        try:
+            self._spool.append(encode_write_request(samples, self._labels), len(samples))
+        except SpoolError:
+            self._lost_samples += len(samples)
+            raise
         self._arrived.set()
         return len(samples)
 
@@ -117,9 +128,10 @@ class PushAgent:
     def _own_samples(self, now_seconds: float) -> Iterator[Sample]:
         state = self._spool.state()
         for signal, value in (
+            ("galen_agent_polls_total", self._polls),
             ("galen_agent_waiting_samples", state.waiting_samples),
             ("galen_agent_parked_samples", state.parked_samples),
-            ("galen_agent_dropped_samples_total", state.dropped_samples),
+            ("galen_agent_dropped_samples_total", state.dropped_samples + self._lost_samples),
         ):
             yield Sample(now_seconds, AGENT_ENTITY, signal, float(value))
 
@@ -145,15 +157,18 @@ def run_agent(
 
     Raises:
         ValueError: when the address is missing or wrong.
+        AccessError: when the certificates cannot be used.
         SpoolError: when the buffer cannot be used.
     """
     push = settings.push
     if push.url is None:
         raise ValueError("no address to push to")
     with ExitStack() as stack:
-        http = stack.enter_context(httpx.Client(trust_env=False, verify=push.verify_tls))
+        http = stack.enter_context(httpx.Client(trust_env=False, verify=push.ssl_context()))
+        if not push.verify_tls:
+            log.warning("tls_not_verified", server=without_secrets(push.url))
         client = RemoteWriteClient(
-            push.url, http, token=push.token, deadline_seconds=push.deadline_seconds
+            push.url, http, access=push, deadline_seconds=push.deadline_seconds
         )
         spool = Spool(state_dir / SPOOL_FILE, max_bytes=int(push.spool_megabytes * 1e6))
         stack.callback(spool.close)

@@ -7,20 +7,19 @@ it is taken, and a batch is a concatenation.
 
 from __future__ import annotations
 
-import email.utils
 import random
 import struct
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from enum import StrEnum
 
 import cramjam
 import httpx
 import structlog
-from pydantic import SecretStr
 
+from collectors.access import AccessError, HttpAccess
+from collectors.backoff import Backoff, retry_after_seconds
 from collectors.contract import Sample, SeriesKey
 from collectors.exporter import labels_of
 from collectors.spool import Record, Spool
@@ -34,7 +33,6 @@ _HEADERS = {
     "User-Agent": "galen-agent",
 }
 _REASON_CHARACTERS = 300
-_LONGEST_RETRY_AFTER_SECONDS = 3600.0
 # These speak of what was sent, so a part of it may pass; the others speak of the sender.
 _ABOUT_THE_SAMPLES = frozenset({400, 413, 422})
 
@@ -109,8 +107,8 @@ class RemoteWriteClient:
 
     Args:
         url: the whole address, such as ``http://prometheus:9090/api/v1/write``.
-        client: of HTTP; it belongs to the caller.
-        token: a bearer token.
+        client: of HTTP, with the TLS of ``access``; it belongs to the caller.
+        access: credentials.
         deadline_seconds: the longest that connecting, and each read of the answer, may take.
         clock: the wall clock that a ``Retry-After`` date is compared with.
 
@@ -123,7 +121,7 @@ class RemoteWriteClient:
         url: str,
         client: httpx.Client,
         *,
-        token: SecretStr | None = None,
+        access: HttpAccess | None = None,
         deadline_seconds: float = 30.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -137,9 +135,7 @@ class RemoteWriteClient:
         self._client = client
         self._deadline_seconds = deadline_seconds
         self._clock = clock
-        self._headers = dict(_HEADERS)
-        if token is not None:
-            self._headers["Authorization"] = f"Bearer {token.get_secret_value()}"
+        self._access = access or HttpAccess()
 
     def send(self, request: bytes) -> Delivery:
         """Send an encoded write request and say what became of it."""
@@ -149,11 +145,13 @@ class RemoteWriteClient:
                 "POST",
                 self._url,
                 content=body,
-                headers=self._headers,
+                headers=self._access.request_headers() | _HEADERS,
                 timeout=self._deadline_seconds,
             ) as response:
                 said = next(response.iter_bytes(_REASON_CHARACTERS), b"")
                 return self._judge(response, said.decode("utf-8", "replace"))
+        except AccessError as error:
+            return Delivery(Verdict.RETRY, str(error))
         except (httpx.HTTPError, OSError) as error:
             return Delivery(Verdict.RETRY, f"{type(error).__name__}: {error}")
 
@@ -164,25 +162,8 @@ class RemoteWriteClient:
         reason = f"HTTP {status}: {said[:_REASON_CHARACTERS].strip()}"
         if 400 <= status < 500 and status != 429:
             return Delivery(Verdict.REFUSED, reason, divisible=status in _ABOUT_THE_SAMPLES)
-        wait = _retry_after(response.headers.get("Retry-After", ""), self._clock())
+        wait = retry_after_seconds(response.headers.get("Retry-After", ""), self._clock())
         return Delivery(Verdict.RETRY, reason, retry_after_seconds=wait)
-
-
-def _retry_after(text: str, now_seconds: float) -> float | None:
-    """Read seconds or an HTTP date; None where there is neither."""
-    try:
-        seconds = float(text)
-    except ValueError:
-        try:
-            moment = email.utils.parsedate_to_datetime(text)
-        except ValueError:
-            return None
-        # A date whose zone is "-0000" comes without one and means UTC.
-        aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-        seconds = (aware - datetime.fromtimestamp(now_seconds, UTC)).total_seconds()
-    if not seconds >= 0:
-        return None
-    return min(seconds, _LONGEST_RETRY_AFTER_SECONDS)
 
 
 class SpoolSender:
@@ -214,11 +195,7 @@ class SpoolSender:
         self._spool = spool
         self._client = client
         self._batch_samples = batch_samples
-        self._backoff_seconds = backoff_seconds
-        self._monotonic = monotonic
-        self._rng = rng or random.Random()  # noqa: S311 - jitter, no secret
-        self._failures = 0
-        self._not_before = -float("inf")
+        self._backoff = Backoff(*backoff_seconds, monotonic=monotonic, rng=rng)
         self.delivered_samples = 0
 
     def step(self) -> float | None:
@@ -230,8 +207,7 @@ class SpoolSender:
         Raises:
             SpoolError: when the spool cannot be read or written.
         """
-        wait = self._not_before - self._monotonic()
-        if wait > 0:
+        if (wait := self._backoff.wait_seconds()) > 0:
             return wait
         records = self._spool.peek(max_samples=self._batch_samples)
         if not records:
@@ -256,9 +232,9 @@ class SpoolSender:
         """Write down what became of records; return how long to wait before the next request."""
         if delivery.verdict is Verdict.RETRY:
             return self._back_off(delivery)
-        if self._failures:
-            log.info("remote_write_recovered", failures=self._failures)
-        self._failures = 0
+        if self._backoff.failures:
+            log.info("remote_write_recovered", failures=self._backoff.failures)
+        self._backoff.succeeded()
         samples = sum(record.samples for record in records)
         if delivery.verdict is Verdict.DELIVERED:
             self._spool.remove(records)
@@ -269,13 +245,9 @@ class SpoolSender:
         return 0.0
 
     def _back_off(self, delivery: Delivery) -> float:
-        shortest, longest = self._backoff_seconds
-        pause = min(longest, shortest * 2.0 ** min(self._failures, 30))
-        pause *= self._rng.uniform(0.5, 1.0)
-        pause = max(pause, delivery.retry_after_seconds or 0.0)
-        if not self._failures:
+        first = not self._backoff.failures
+        pause = self._backoff.failed(delivery.retry_after_seconds)
+        if first:
             # Once an outage; an hour of it is one line, not a hundred.
             log.warning("remote_write_failing", reason=delivery.reason, retry_in_seconds=pause)
-        self._failures += 1
-        self._not_before = self._monotonic() + pause
         return pause

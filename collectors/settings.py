@@ -15,6 +15,7 @@ from pydantic import (
     model_validator,
 )
 
+from collectors.access import HttpAccess
 from collectors.gpu.xid import RecommendedAction, Severity
 from collectors.presets import presets
 
@@ -156,29 +157,39 @@ class ScrapeJobSettings(ReadingSettings):
         return self
 
 
-class PrometheusTarget(_Frozen):
+class PrometheusTarget(HttpAccess):
     """One Prometheus to read a fleet from."""
 
     name: Name = Field(description="a short name; the collector is prometheus-<name>")
-    url: Url = Field(description="its base address, such as http://prometheus:9090")
-    token: SecretStr | None = Field(None, description="bearer token")
+    url: Url = Field(
+        description="its base address, such as http://prometheus:9090; with the path prefix where "
+        "there is one, such as http://mimir/prometheus"
+    )
     every_seconds: float = Field(15.0, ge=1, le=3600, description="time between two collections")
     deadline_seconds: float = Field(5.0, gt=0, le=60, description="the longest that one may take")
     max_age_seconds: float = Field(60.0, ge=1, le=3600, description="older samples are left out")
-    verify_tls: bool = Field(default=True, description="false accepts any certificate")
+    longest_backoff_seconds: float = Field(
+        60.0, ge=1, le=3600, description="the longest pause between attempts while it fails"
+    )
     queries: dict[str, str] = Field(
         default_factory=dict,
         description="PromQL by canonical signal; empty asks for all that the catalogue knows",
     )
 
+    @field_validator("url")
+    @classmethod
+    def _is_a_base(cls, url: str) -> str:
+        if "?" in url or "#" in url:
+            raise ValueError("this must be a base address, without a query or a fragment")
+        return url
 
-class PushSettings(_Frozen):
+
+class PushSettings(HttpAccess):
     """What `galen agent` sends from this machine, by Prometheus remote write."""
 
     url: Url | None = Field(
         None, description="where to send, such as http://prometheus:9090/api/v1/write"
     )
-    token: SecretStr | None = Field(None, description="bearer token")
     interval_seconds: float = Field(15.0, ge=1, le=3600, description="time between two polls")
     deadline_seconds: float = Field(30.0, gt=0, le=300, description="the longest for one request")
     batch_samples: int = Field(
@@ -191,7 +202,6 @@ class PushSettings(_Frozen):
     spool_megabytes: float = Field(
         256.0, gt=0, le=65_536, description="the buffer on disk; when full the oldest is dropped"
     )
-    verify_tls: bool = Field(default=True, description="false accepts any certificate")
     labels: dict[LabelName, str] = Field(
         default_factory=dict, description="labels to add to every series, such as cluster"
     )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from urllib.parse import urlsplit
 
 import typer
-from pydantic import BaseModel, SecretStr
+from pydantic import BaseModel
 from rich.progress import Progress, TimeRemainingColumn
 
 from galen.commands.context import (
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 _MOST_GAPS_SHOWN = 20
 _MOST_ALARMS_SHOWN = 50
+_OTHER_WAYS_IN = ("token", "username", "password", "password_file")
 
 store = typer.Typer(help="Look into the series store, move samples out and in, and prune it.")
 
@@ -83,7 +84,7 @@ def store_info(
     path = invocation(config, state_dir).paths.series
     reader = SqliteSeriesReader(path)
     try:
-        with _progress_bar("reading") as told:
+        with progress_bar("reading") as told:
             found = summarise(reader, told)
     except StoreError as error:
         raise GalenError(str(error)) from error
@@ -143,7 +144,7 @@ def store_export(
     start, end = _window(since, until)
     reader = SqliteSeriesReader(invocation(config, state_dir).paths.series)
     try:
-        with _progress_bar("exporting") as told:
+        with progress_bar("exporting") as told:
             moved = export_samples(
                 reader, out, start_seconds=start, end_seconds=end,
                 entities=entity, signals=signal, progress=told,
@@ -169,9 +170,9 @@ def store_import(
     from collectors.store.keeper import TableError, import_samples
 
     _check_suffix(file)
-    with _writer(invocation(config, state_dir).paths) as target:
+    with store_writer(invocation(config, state_dir).paths) as target:
         try:
-            with _progress_bar("importing") as told:
+            with progress_bar("importing") as told:
                 moved = import_samples(target, file, told)
         except TableError as error:
             raise ConfigError(str(error)) from error
@@ -201,9 +202,9 @@ def store_prune(
             f"there is no series store at {paths.series}",
             fix="Point --state-dir at the directory that `galen watch` uses.",
         )
-    with _writer(paths) as target:
+    with store_writer(paths) as target:
         try:
-            with _progress_bar("pruning") as told:
+            with progress_bar("pruning") as told:
                 gone = prune_in_steps(target, before_seconds=before, progress=told)
         except StoreError as error:
             raise GalenError(str(error)) from error
@@ -211,7 +212,12 @@ def store_prune(
 
 
 @contextmanager
-def _writer(paths: StatePaths) -> Iterator[SqliteSeriesStore]:
+def store_writer(paths: StatePaths) -> Iterator[SqliteSeriesStore]:
+    """Hold the writer's seat of the series store.
+
+    Raises:
+        GalenError: when a watch loop has it.
+    """
     from collectors.store.contract import StoreError
     from collectors.store.sqlite import SqliteSeriesStore
 
@@ -247,7 +253,7 @@ def _moment(seconds: float) -> str:
 
 
 @contextmanager
-def _progress_bar(what: str) -> Iterator[keeper.Progress]:
+def progress_bar(what: str) -> Iterator[keeper.Progress]:
     """Show a bar on standard error while the block runs; nothing where that is no terminal."""
     columns = (*Progress.get_default_columns()[:-1], TimeRemainingColumn())
     with Progress(*columns, console=progress, transient=True) as bar:
@@ -275,19 +281,25 @@ def agent(
 
     What cannot be sent waits in a bounded buffer under the state directory and survives restarts.
     """
+    from collectors.access import AccessError, read_secret
     from collectors.agent import run_agent
     from collectors.spool import SpoolError
 
     stop = stop_on_signals()
     call = invocation(config, state_dir)
-    given = {
-        "url": push,
-        "token": None if token_file is None else _token(token_file),
-        "interval_seconds": interval,
+    given: dict[str, object] = {
+        name: value
+        for name, value in (("url", push), ("interval_seconds", interval))
+        if value is not None
     }
-    settings = call.settings.collectors.push.model_copy(
-        update={name: value for name, value in given.items() if value is not None}
-    )
+    if token_file is not None:
+        # Read once now, so that a wrong path is an error here and not in the log of every request.
+        try:
+            read_secret(token_file)
+        except AccessError as error:
+            raise ConfigError(f"--token-file: {error}") from error
+        given |= {"token_file": token_file, **dict.fromkeys(_OTHER_WAYS_IN)}
+    settings = call.settings.collectors.push.model_copy(update=given)
     if settings.url is None:
         raise ConfigError(
             "there is no address to push to",
@@ -305,26 +317,14 @@ def agent(
         )
     except ValueError as error:
         raise ConfigError(f"--push: {error}") from error
+    except AccessError as error:
+        raise ConfigError(f"collectors.push: {error}") from error
     except SpoolError as error:
         raise GalenError(str(error)) from error
     progress.print(
         f"{left.waiting_samples} samples wait for the next start, {left.parked_samples} were "
         f"refused, {left.dropped_samples} were dropped"
     )
-
-
-def _token(path: Path) -> SecretStr:
-    try:
-        text = path.read_text("utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"--token-file: {path} cannot be read: {error}", fix="Check path and permissions."
-        ) from error
-    if not text or not text.isascii() or not text.isprintable():
-        raise ConfigError(
-            f"--token-file: {path} holds no bearer token", fix="Put the token alone on one line."
-        )
-    return SecretStr(text)
 
 
 def backtest(
@@ -366,7 +366,7 @@ def backtest(
     faults = None if labels is None else load_faults(labels)
     try:
         history = load_history(source or call.paths.series, *_window(since, until))
-        with _progress_bar("replaying") as told:
+        with progress_bar("replaying") as told:
             result = replay_history(
                 history.frame,
                 call.settings.analysis.detection,

@@ -1,17 +1,14 @@
 from __future__ import annotations
 
-import json
-import os
-import shutil
 import signal
-import socket
+import struct
 import subprocess
+import sys
 import threading
-import urllib.parse
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -22,7 +19,7 @@ from collectors.contract import Collection, Sample, Support
 from collectors.poller import Poller
 from collectors.remote_write import RemoteWriteClient, SpoolSender
 from collectors.settings import CollectorsSettings, GpuMode, PushSettings
-from collectors.spool import Spool
+from collectors.spool import Spool, SpoolError
 
 READY_SECONDS = 30.0
 
@@ -47,53 +44,6 @@ class Counter:
         return
 
 
-class Prometheus:
-    """A real server that can be stopped and started again over the same data."""
-
-    def __init__(self, binary: str, folder: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        config = folder / "prometheus.yml"
-        config.write_text("global: {scrape_interval: 1m}\n")
-        self._command = [
-            binary,
-            f"--config.file={config}",
-            f"--storage.tsdb.path={folder / 'tsdb'}",
-            f"--web.listen-address=127.0.0.1:{self.port}",
-            "--web.enable-remote-write-receiver",
-            "--log.level=error",
-        ]
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        self._process = subprocess.Popen(self._command)
-        eventually(self._ready)
-
-    def stop(self) -> None:
-        if self._process is not None:
-            self._process.send_signal(signal.SIGTERM)
-            self._process.wait(timeout=READY_SECONDS)
-            self._process = None
-
-    def samples(self, selector: str) -> list[tuple[float, float]]:
-        """Return the stored samples of one series over the last hour."""
-        query = urllib.parse.urlencode({"query": f"{selector}[1h]"})
-        with urllib.request.urlopen(f"{self.url}/api/v1/query?{query}", timeout=10) as answer:
-            found = json.load(answer)["data"]["result"]
-        return [(float(at), float(value)) for one in found for at, value in one["values"]]
-
-    def _ready(self) -> bool:
-        assert self._process is not None
-        assert self._process.poll() is None, "Prometheus ended"
-        try:
-            with urllib.request.urlopen(f"{self.url}/-/ready", timeout=1) as answer:
-                return bool(answer.status == 200)
-        except OSError:
-            return False
-
-
 def eventually(check: Callable[[], Any]) -> Any:
     waiter = threading.Event()
     for _ in range(int(READY_SECONDS / 0.1)):
@@ -103,16 +53,60 @@ def eventually(check: Callable[[], Any]) -> Any:
     raise AssertionError(f"not within {READY_SECONDS:g} s: {check}")
 
 
-@pytest.fixture
-def prometheus(tmp_path: Path) -> Iterator[Prometheus]:
-    binary = shutil.which("prometheus")
-    if binary is None:
-        if os.environ.get("GALEN_REQUIRE_SERVICES") == "1":
-            pytest.fail("GALEN_REQUIRE_SERVICES=1 and there is no prometheus on the PATH")
-        pytest.skip("there is no prometheus on the PATH")
-    server = Prometheus(binary, tmp_path)
+@pytest.fixture(params=["prometheus-in-order", "victoria-metrics"])
+def receiver(
+    request: pytest.FixtureRequest, live: SimpleNamespace, tmp_path: Path
+) -> Iterator[Any]:
+    """A receiver that has not been started."""
+    folder = tmp_path / "receiver"
+    folder.mkdir()
+    server = live.servers[request.param](folder)
+    server.kind = request.param
     yield server
     server.stop()
+
+
+class AgentProcess:
+    """`galen agent` as people run it. It scrapes one target, which counts its polls."""
+
+    def __init__(self, folder: Path, url: str, target: Any, **push: object) -> None:
+        given = {"interval_seconds": 1, "longest_backoff_seconds": 1, **push}
+        config = folder / "galen.toml"
+        config.write_text(
+            f"""\
+[collectors]
+gpu_mode = "none"
+host_name = "edge"
+[collectors.push]
+{chr(10).join(f"{name} = {value}" for name, value in given.items())}
+[[collectors.services]]
+name = "target"
+url = "http://127.0.0.1:{target.port}"
+canary = {{ enabled = false }}
+"""
+        )
+        self.state = folder / "state"
+        self._target = target
+        self._command = [
+            sys.executable, "-m", "galen", "agent", "--push", url,
+            "--config", str(config), "--state-dir", str(self.state),
+        ]  # fmt: skip
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(self._command, stderr=subprocess.DEVNULL)
+
+    def stop(self, number: signal.Signals) -> None:
+        if self._process is not None:
+            self._process.send_signal(number)
+            self._process.wait(timeout=READY_SECONDS)
+            self._process = None
+
+    def polls(self, count: int) -> None:
+        """Return when so many polls more are in the buffer."""
+        # The one after them begins when they have been written.
+        wanted = self._target.scrapes + count + 1
+        eventually(lambda: self._target.scrapes >= wanted)
 
 
 @contextmanager
@@ -129,7 +123,7 @@ def running(agent: PushAgent) -> Iterator[None]:
 
 @pytest.mark.integration
 def test_no_poll_is_lost_while_the_server_and_the_agent_restart(
-    prometheus: Prometheus, tmp_path: Path
+    receiver: Any, tmp_path: Path
 ) -> None:
     counter = Counter()
     stored = 'host_load{entity="host/box1",instance="box1"}'
@@ -139,7 +133,7 @@ def test_no_poll_is_lost_while_the_server_and_the_agent_restart(
         spool = Spool(tmp_path / "spool.sqlite", max_bytes=1_000_000)
         poller = Poller([counter])
         with httpx.Client(trust_env=False) as http:
-            client = RemoteWriteClient(f"{prometheus.url}/api/v1/write", http, deadline_seconds=5)
+            client = RemoteWriteClient(receiver.write_url, http, deadline_seconds=5)
             sender = SpoolSender(spool, client, batch_samples=20, backoff_seconds=(0.05, 0.5))
             agent = PushAgent(
                 poller, spool, sender, interval_seconds=0.05, labels={"instance": "box1"}
@@ -152,33 +146,85 @@ def test_no_poll_is_lost_while_the_server_and_the_agent_restart(
     def calls_reach(count: int) -> None:
         eventually(lambda: counter.calls >= count)
 
-    prometheus.start()
+    receiver.start()
     with pushing():
-        eventually(lambda: prometheus.samples(stored))
-        prometheus.stop()
+        eventually(lambda: receiver.samples(stored))
+        receiver.stop()
         calls_reach(counter.calls + 20)
     with pushing():  # the agent restarts while the server is away
         calls_reach(counter.calls + 20)
-        prometheus.start()
-        eventually(lambda: len(prometheus.samples(stored)) >= 30)
-        prometheus.stop()
-        prometheus.start()
+        receiver.start()
+        eventually(lambda: len(receiver.samples(stored)) >= 30)
+        receiver.stop()
+        receiver.start()
         calls_reach(counter.calls + 10)
     with pushing():  # sends what the last stop may have left
-        eventually(lambda: len(prometheus.samples(stored)) >= 50)
-    values = [value for _, value in prometheus.samples(stored)]
-    assert values == [float(number) for number in range(1, counter.calls + 1)]
+        eventually(lambda: len(receiver.samples(stored)) >= 50)
+    wanted = [float(number) for number in range(1, counter.calls + 1)]
+    eventually(lambda: [value for _, value in receiver.samples(stored)] == wanted)
 
 
 @pytest.mark.integration
-def test_this_machine_reads_back_from_a_real_server(prometheus: Prometheus, tmp_path: Path) -> None:
-    prometheus.start()
+def test_no_poll_is_lost_while_agent_and_server_are_killed(
+    receiver: Any, live: SimpleNamespace, tmp_path: Path
+) -> None:
+    # VictoriaMetrics says yes before its last seconds are on the disk: killing it loses what it has
+    # taken, which no sender can know of.
+    hard = signal.SIGKILL if receiver.kind == "prometheus-in-order" else signal.SIGTERM
+    polls = 'galen_agent_polls_total{instance="edge",job="galen-agent"}'
+    agent = AgentProcess(tmp_path, receiver.write_url, live.Target())
+    receiver.start()
+    agent.start()
+    try:
+        eventually(lambda: len(receiver.samples(polls)) >= 2)
+        receiver.stop(hard)
+        agent.polls(3)
+        agent.stop(signal.SIGKILL)
+        agent.start()
+        agent.polls(3)
+        receiver.start()
+        eventually(lambda: [v for _, v in receiver.samples(polls)].count(2.0) == 2)
+        agent.stop(signal.SIGTERM)
+        receiver.stop(hard)
+        receiver.start()
+    finally:
+        agent.stop(signal.SIGKILL)
+    spool = Spool(agent.state / "agent_spool.sqlite", max_bytes=10**9)
+    left = spool.state()
+    spool.close()
+    assert (left.waiting_samples, left.dropped_samples) == (0, 0)
+    values = [value for _, value in eventually(lambda: receiver.samples(polls))]
+    second = values.index(1.0, 1)  # the agent counts from one again after its restart
+    for run in (values[:second], values[second:]):
+        assert run == [float(number) for number in range(1, len(run) + 1)]
+    assert second >= 5
+
+
+@pytest.mark.integration
+def test_a_full_buffer_keeps_the_newest_and_counts_the_rest(
+    receiver: Any, live: SimpleNamespace, tmp_path: Path
+) -> None:
+    agent = AgentProcess(tmp_path, receiver.write_url, live.Target(), spool_megabytes=0.012)
+    agent.start()
+    try:
+        agent.polls(10)
+        receiver.start()
+        dropped = eventually(lambda: receiver.samples("galen_agent_dropped_samples_total"))
+        assert max(value for _, value in dropped) > 0
+        polls = [value for _, value in receiver.samples("galen_agent_polls_total")]
+        assert polls[0] > 1  # the oldest went
+        assert polls == [polls[0] + place for place in range(len(polls))]  # and nothing else did
+    finally:
+        agent.stop(signal.SIGTERM)
+
+
+@pytest.mark.integration
+def test_this_machine_reads_back_from_a_real_server(receiver: Any, tmp_path: Path) -> None:
+    receiver.start()
     settings = CollectorsSettings(
         host_name="box1",
         gpu_mode=GpuMode.NONE,
-        push=PushSettings(
-            url=f"{prometheus.url}/api/v1/write", interval_seconds=1, labels={"cluster": "test"}
-        ),
+        push=PushSettings(url=receiver.write_url, interval_seconds=1, labels={"cluster": "test"}),
     )
     stop = threading.Event()
     thread = threading.Thread(
@@ -187,17 +233,41 @@ def test_this_machine_reads_back_from_a_real_server(prometheus: Prometheus, tmp_
     thread.start()
     try:
         found = eventually(
-            lambda: prometheus.samples(
+            lambda: receiver.samples(
                 'host_memory_used_ratio{host="box1",instance="box1",cluster="test",job="galen-agent"}'
             )
         )
         assert 0 < found[0][1] < 1
-        assert (
-            eventually(lambda: prometheus.samples("galen_agent_dropped_samples_total"))[0][1] == 0
-        )
+        assert eventually(lambda: receiver.samples("galen_agent_dropped_samples_total"))[0][1] == 0
     finally:
         stop.set()
         thread.join()
+
+
+def test_polls_that_cannot_be_written_are_counted(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool.sqlite", max_bytes=1_000_000)
+    poller = Poller([Counter()])
+    times = iter(range(1000, 2000))
+    agent = PushAgent(
+        poller, spool, SimpleNamespace(), interval_seconds=1, labels={},  # type: ignore[arg-type]
+        clock=lambda: float(next(times)),
+    )  # fmt: skip
+    agent.poll()
+    whole, spool.append = spool.append, _full_disk  # type: ignore[method-assign,assignment]
+    with pytest.raises(SpoolError):
+        agent.poll()
+    spool.append = whole  # type: ignore[method-assign]
+    lost = agent.poll()
+    payload = spool.peek(max_samples=10**6)[-1].payload
+    # The last poll tells of the one before it: as many samples as this one has.
+    named = payload.index(b"galen_agent_dropped_samples_total")
+    assert struct.pack("<d", float(lost)) in payload[named - 100 : named + 200]
+    poller.close()
+    spool.close()
+
+
+def _full_disk(payload: bytes, samples: int) -> int:
+    raise SpoolError("no space left")
 
 
 def test_an_agent_without_a_server_fills_its_buffer_and_counts_what_it_drops(

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
+from collectors.access import HttpAccess
 from collectors.contract import Sample
 from collectors.remote_write import (
     RemoteWriteClient,
@@ -146,7 +147,7 @@ class Clock:
 
 def test_a_request_is_what_the_specification_asks_for() -> None:
     receiver = Receiver()
-    client = RemoteWriteClient(URL, receiver.client, token=SecretStr("s3cret"))
+    client = RemoteWriteClient(URL, receiver.client, access=HttpAccess(token=SecretStr("s3cret")))
     assert client.send(b"payload").verdict is Verdict.DELIVERED
     headers = receiver.requests[0].headers
     assert headers["Content-Type"] == "application/x-protobuf"

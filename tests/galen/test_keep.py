@@ -104,7 +104,7 @@ def test_an_agent_needs_an_address_and_a_token_that_can_be_read(state: Path) -> 
     assert "--push" in error_of(run("agent"), ConfigError).fix
     assert "address" in str(error_of(run("agent", "--push", "prometheus:9090"), ConfigError))
     Path("token").write_text("two\nlines\n")
-    for file, wrong in (("token", "no bearer token"), ("absent", "cannot be read")):
+    for file, wrong in (("token", "holds no secret"), ("absent", "cannot be read")):
         result = run("agent", "--push", "http://127.0.0.1:1/", "--token-file", file)
         error = error_of(result, ConfigError)
         assert wrong in str(error)
