@@ -5,183 +5,34 @@ Works against anything with Prometheus' HTTP API: Prometheus, VictoriaMetrics, T
 
 from __future__ import annotations
 
+import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
 
-import requests
-from prometheus_api_client import PrometheusConnect
-from prometheus_api_client.exceptions import PrometheusApiClientException
-from pydantic import SecretStr
-from urllib3.util.retry import Retry
+import structlog
 
+from collectors.access import HttpAccess
+from collectors.backoff import Backoff
 from collectors.contract import Collection, CollectorError, Sample, Support
-from collectors.exposition import is_present
+from collectors.entities import entity
 from collectors.expressions import Expression, Selector, parse_expression
-from collectors.gpu.throttle import throttle_signals
+from collectors.fleet_reader import FleetReader, PrometheusQuery
 from collectors.mapping import (
     COLLECTOR_LABELS,
     GPU_LABELS,
     HOST_LABELS,
     SERVICE_LABELS,
-    EntityNamer,
     is_additive,
-    together,
 )
+from collectors.promapi import Matrix, PrometheusClient, PrometheusError, duration
+from collectors.settings import PrometheusTarget
 from collectors.signals import Bad, Kind, Layer, Signal, catalogue
 
-_RANK_LABEL = "galen_rank"
-_MAX_AT_ONCE = 15
-_EPOCH = datetime.fromtimestamp(0, UTC)
+log = structlog.get_logger(__name__)
+
+_SKEW_EVERY_SECONDS = 60.0
+_SKEW_WARN_SECONDS = 2.0
 DEFAULT_SOURCES = ("dcgm", "node", "vllm", "triton", "tgi", "kserve", "galen")
-
-
-class Series(NamedTuple):
-    """One element of an instant vector."""
-
-    labels: Mapping[str, str]
-    time_seconds: float
-    value: float
-
-
-Matrix = list[tuple[Mapping[str, str], list[tuple[float, float]]]]
-"""Range vectors: labels, and pairs of time and value from old to new."""
-
-
-class PrometheusClient:
-    """Asks one Prometheus, with a deadline and without retries of its own.
-
-    Args:
-        url: its base address.
-        token: a bearer token.
-        deadline_seconds: the longest that connecting, and each read of the answer, may take.
-        verify_tls: False accepts any certificate.
-    """
-
-    def __init__(
-        self,
-        url: str,
-        *,
-        token: SecretStr | None = None,
-        deadline_seconds: float = 2.0,
-        verify_tls: bool = True,
-    ) -> None:
-        self._url = url.rstrip("/")
-        self._deadline_seconds = deadline_seconds
-        session = requests.Session()
-        session.verify = verify_tls
-        # Queries do not go through the proxy of the environment; nor do Prometheus' own.
-        session.trust_env = False
-        headers = {"Authorization": f"Bearer {token.get_secret_value()}"} if token else {}
-        self._connection = PrometheusConnect(
-            url=self._url,
-            headers=headers,
-            session=session,
-            # The poller asks again anyway; a retry here would only take the time of the next call.
-            retry=Retry(total=0),
-            method="POST",
-        )
-
-    def query(self, promql: str, *, lookback_seconds: float | None = None) -> list[Series]:
-        """Ask an instant query that gives a vector or a scalar.
-
-        Args:
-            promql: the query.
-            lookback_seconds: how old a sample may be; servers that do not know the parameter use their
-                own (five minutes unless configured).
-
-        Raises:
-            CollectorError: when Prometheus cannot be reached or refuses the query.
-        """
-        params = {} if lookback_seconds is None else {"lookback_delta": _duration(lookback_seconds)}
-        result = self._ask(
-            lambda: self._connection.custom_query(promql, params, self._deadline_seconds)
-        )
-        if len(result) == 2 and not isinstance(result[0], Mapping):  # a scalar
-            return [Series({}, float(result[0]), float(result[1]))]
-        try:
-            return [
-                Series(one["metric"], float(one["value"][0]), float(one["value"][1]))
-                for one in result
-            ]
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise CollectorError(
-                f"{self._url} did not answer with a vector: {error!r}",
-                retryable=False,
-                fix="the query must give an instant vector",
-            ) from error
-
-    def query_range(
-        self, promql: str, *, start_seconds: float, end_seconds: float, step_seconds: float
-    ) -> Matrix:
-        """Ask a range query; both ends are inclusive, as in Prometheus.
-
-        Raises:
-            CollectorError: when Prometheus cannot be reached or refuses the query.
-        """
-        bounds = {"start": f"{start_seconds:.3f}", "end": f"{end_seconds:.3f}"}
-        result = self._ask(
-            # The library rounds its own bounds to seconds; the parameters override them.
-            lambda: self._connection.custom_query_range(
-                promql, _EPOCH, _EPOCH, _duration(step_seconds), bounds, self._deadline_seconds
-            )
-        )
-        return _matrix(result)
-
-    def query_window(self, selector: str, seconds: float) -> Matrix:
-        """Return the stored samples of a selector over the last ``seconds``, at their own times.
-
-        Raises:
-            CollectorError: when Prometheus cannot be reached or refuses the query.
-        """
-        window = f"{selector}[{_duration(seconds)}]"
-        return _matrix(
-            self._ask(lambda: self._connection.custom_query(window, {}, self._deadline_seconds))
-        )
-
-    def clock_skew_seconds(self, *, wall: Callable[[], float] = time.time) -> float:
-        """Return how far Prometheus' clock is ahead of ours, give or take half of the round trip.
-
-        Raises:
-            CollectorError: when Prometheus cannot be reached.
-        """
-        before = wall()
-        (theirs,) = self.query("time()")
-        return theirs.value - (before + wall()) / 2
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._connection.close()
-
-    def _ask(self, call: Callable[[], Any]) -> list[Any]:
-        try:
-            answer: list[Any] = call()
-        except PrometheusApiClientException as error:
-            raise CollectorError(
-                f"{self._url} refused the query: {str(error)[:300]}",
-                retryable=False,
-                fix="check the query, and the token if the status is 401 or 403",
-            ) from error
-        except (requests.RequestException, ValueError, KeyError, TypeError) as error:
-            raise CollectorError(
-                f"cannot ask {self._url}: {error}", fix="check that Prometheus runs at this address"
-            ) from error
-        return answer
-
-
-@dataclass(frozen=True, slots=True)
-class PrometheusQuery:
-    """A canonical signal and the PromQL that gives it.
-
-    Labels of the result name the entity, as :class:`~collectors.mapping.EntityNamer` reads them; a
-    fixed ``entity`` overrides them.
-    """
-
-    signal: str
-    promql: str
-    entity: str | None = None
 
 
 def default_queries(
@@ -202,23 +53,34 @@ def default_queries(
     ]
 
 
+def own_queries(target: PrometheusTarget) -> list[PrometheusQuery]:
+    """Return the queries that a target's settings name; none means all that the catalogue knows."""
+    return [PrometheusQuery(signal, promql) for signal, promql in target.queries.items()]
+
+
 class PrometheusCollector:
     """Reads canonical signals from Prometheus.
 
     The first query of a signal that gives an entity wins, so the order of queries is the preference.
     Without queries of one's own it reads what other Galens export, and every exporter that the
-    catalogue knows.
+    catalogue knows. Queries are evaluated at the server's now and dated by our clock, so that a clock
+    that differs does no harm; how much it differs is ``prometheus_clock_skew_seconds`` on
+    ``collector/prometheus-<name>``.
+
+    A query that the server refuses is left out for ten minutes and noted, and the others go on. A
+    server that fails is left alone for a pause that doubles, or for as long as it asks.
 
     Args:
         name: a short name; the collector is called ``prometheus-<name>``.
         url: Prometheus' base address.
         queries: what to ask; by default everything that the catalogue knows.
-        token: a bearer token.
+        access: credentials and TLS.
         deadline_seconds: the longest that one collection may take.
         every_seconds: how often to ask; the scrape interval of Prometheus is a good choice.
         max_age_seconds: samples older than this are stale and left out.
-        verify_tls: False accepts any certificate.
-        monotonic: the clock of the deadline.
+        longest_backoff_seconds: the longest pause between attempts while the server fails.
+        monotonic: the clock of the deadline and of pauses.
+        rng: jitter of pauses.
     """
 
     def __init__(
@@ -227,24 +89,36 @@ class PrometheusCollector:
         url: str,
         queries: Sequence[PrometheusQuery] | None = None,
         *,
-        token: SecretStr | None = None,
+        access: HttpAccess | None = None,
         deadline_seconds: float = 5.0,
         every_seconds: float = 15.0,
         max_age_seconds: float = 60.0,
-        verify_tls: bool = True,
+        longest_backoff_seconds: float = 60.0,
         monotonic: Callable[[], float] = time.monotonic,
+        rng: random.Random | None = None,
     ) -> None:
         self._name = f"prometheus-{name}"
         self._client = PrometheusClient(
-            url, token=token, deadline_seconds=deadline_seconds, verify_tls=verify_tls
+            url, access=access, deadline_seconds=deadline_seconds, monotonic=monotonic
         )
-        self._queries = list(default_queries() if queries is None else queries)
-        self._reads_exported = queries is None
+        self._reader = FleetReader(
+            self._name,
+            default_queries() if queries is None else queries,
+            exported=queries is None,
+            monotonic=monotonic,
+        )
         self._deadline_seconds = deadline_seconds
         self._every_seconds = every_seconds
         self._max_age_seconds = max_age_seconds
         self._monotonic = monotonic
-        self._namer = EntityNamer()
+        self._backoff = Backoff(
+            min(every_seconds, longest_backoff_seconds), longest_backoff_seconds,
+            monotonic=monotonic, rng=rng,
+        )  # fmt: skip
+        self._last_error = ""
+        self._told: Sequence[str] = ()
+        self._skew_seconds: float | None = None
+        self._skew_due = -float("inf")
 
     @property
     def name(self) -> str:
@@ -269,83 +143,71 @@ class PrometheusCollector:
         """Ask every query, many in one request.
 
         Raises:
-            CollectorError: when Prometheus cannot be reached in time or refuses a query.
+            CollectorError: when Prometheus cannot be reached in time, refuses every query, or is left
+                alone after a failure.
         """
-        started = self._monotonic()
-        samples: dict[tuple[str, str], Sample] = {}
-        for sample in self._exported(now_seconds) if self._reads_exported else ():
-            samples.setdefault((sample.entity, sample.signal), sample)
-        for first in range(0, len(self._queries), _MAX_AT_ONCE):
-            if self._monotonic() - started > self._deadline_seconds:
-                raise CollectorError(
-                    f"{self._name} is slower than {self._deadline_seconds:g} s",
-                    fix="raise the deadline or ask for fewer signals",
-                )
-            some = self._queries[first : first + _MAX_AT_ONCE]
-            for sample in self._ask(some, now_seconds):
-                samples.setdefault((sample.entity, sample.signal), sample)
-        return Collection(samples=list(samples.values()))
+        if (wait := self._backoff.wait_seconds()) > 0:
+            raise CollectorError(f"not asked for another {wait:.0f} s; {self._last_error}")
+        try:
+            collection = self._collect(now_seconds)
+        except CollectorError as error:
+            self._last_error = str(error)
+            self._backoff.failed(getattr(error, "retry_after_seconds", None))
+            raise
+        self._backoff.succeeded()
+        return collection
 
     def close(self) -> None:
         """Close the connection."""
         self._client.close()
 
-    def _exported(self, now_seconds: float) -> Iterator[Sample]:
-        selector = f'{{__name__=~"{"|".join(catalogue())}",entity!=""}}'
-        for one in self._client.query(selector, lookback_seconds=self._max_age_seconds):
-            labels = {"simulated": "true"} if one.labels.get("simulated") == "true" else {}
-            yield Sample(
-                now_seconds, one.labels["entity"], one.labels["__name__"], one.value, labels
-            )
+    def _collect(self, now_seconds: float) -> Collection:
+        started = self._monotonic()
 
-    def _ask(self, queries: Sequence[PrometheusQuery], now_seconds: float) -> Iterator[Sample]:
-        values: dict[tuple[int, str], tuple[float, Mapping[str, str]]] = {}
-        for one in self._client.query(_union(queries), lookback_seconds=self._max_age_seconds):
-            if not is_present("", one.value):
-                continue
-            rank = int(one.labels[_RANK_LABEL])
-            query = queries[rank]
-            name = query.entity or self._namer.name_of(query.signal, one.labels)
-            value, known = one.value, catalogue().get(query.signal)
-            if (rank, name) in values and known is not None:
-                # Replicas of one service, for example, that differ only in their instance.
-                value = together(known, values[rank, name][0], value)
-            labels = {k: v for k, v in one.labels.items() if k == "simulated"}
-            values[rank, name] = (value, labels)
-        for (rank, name), (value, described) in sorted(values.items(), key=lambda item: item[0]):
-            for signal, part in _with_flags(queries[rank].signal, value):
-                yield Sample(now_seconds, name, signal, part, described)
+        def fetch(promql: str) -> Matrix:
+            if self._monotonic() - started > self._deadline_seconds:
+                raise CollectorError(
+                    f"{self._name} is slower than {self._deadline_seconds:g} s",
+                    fix="raise the deadline or ask for fewer signals",
+                )
+            found = self._client.query(promql, lookback_seconds=self._max_age_seconds)
+            return [(one.labels, [(now_seconds, one.value)]) for one in found]
 
+        samples = self._reader.read(fetch)
+        notes = [*self._reader.notes(), *self._client.take_warnings()]
+        self._tell(notes)
+        if (skew := self._clock_skew()) is not None:
+            own = entity("collector", self._name)
+            samples.append(Sample(now_seconds, own, "prometheus_clock_skew_seconds", skew))
+        return Collection(samples=samples, notes=notes)
 
-def _matrix(result: list[Any]) -> Matrix:
-    return [
-        (one["metric"], [(float(at), float(value)) for at, value in one["values"]])
-        for one in result
-    ]
+    def _tell(self, notes: Sequence[str]) -> None:
+        """Log what is missing when it changes, not at every collection."""
+        if notes != self._told:
+            if notes:
+                log.warning("prometheus_incomplete", collector=self._name, notes=notes[:10])
+            else:
+                log.info("prometheus_complete_again", collector=self._name)
+        self._told = list(notes)
 
-
-def _duration(seconds: float) -> str:
-    # PromQL's durations are whole numbers of their unit.
-    return f"{max(1, round(seconds * 1000))}ms"
-
-
-def _with_flags(signal: str, value: float) -> Iterator[tuple[str, float]]:
-    if signal == "gpu_throttle_reason":
-        yield from throttle_signals(int(value))
-    else:
-        yield signal, value
-
-
-def _union(queries: Sequence[PrometheusQuery]) -> str:
-    """Ask many queries in one: each result carries the number of the query that gave it."""
-    return " or ".join(
-        f'label_replace({query.promql}, "{_RANK_LABEL}", "{rank}", "", "")'
-        for rank, query in enumerate(queries)
-    )
+    def _clock_skew(self) -> float | None:
+        if self._monotonic() >= self._skew_due:
+            self._skew_due = self._monotonic() + _SKEW_EVERY_SECONDS
+            try:
+                skew = self._client.clock_skew_seconds()
+            except PrometheusError as error:  # the samples are here, and they are what counts
+                log.info("clock_skew_unknown", collector=self._name, error=str(error))
+                return None
+            was, self._skew_seconds = self._skew_seconds, skew
+            if abs(skew) > _SKEW_WARN_SECONDS >= abs(was or 0.0):
+                log.warning(
+                    "prometheus_clock_differs", collector=self._name, seconds=round(skew, 2)
+                )
+        return self._skew_seconds
 
 
 def _promql(signal: Signal, expression: Expression, window_seconds: float) -> str:
-    window = f"[{_duration(window_seconds)}]"
+    window = f"[{duration(window_seconds)}]"
     by = _labels_of(signal)
     scaled = expression.scaled
     # A summary gives its quantiles itself, as gauges with a label of that name.

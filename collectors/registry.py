@@ -179,16 +179,15 @@ def _service(target: ServiceTarget) -> list[Collector]:
 
 
 def _prometheus(target: PrometheusTarget) -> Collector:
-    from collectors.prometheus import PrometheusCollector, PrometheusQuery  # noqa: PLC0415
+    from collectors.prometheus import PrometheusCollector, own_queries  # noqa: PLC0415
 
-    queries = [PrometheusQuery(signal, promql) for signal, promql in target.queries.items()]
     return PrometheusCollector(
         target.name,
         target.url,
-        queries or None,
-        token=target.token,
+        own_queries(target) or None,
+        access=target,
         every_seconds=target.every_seconds,
         deadline_seconds=target.deadline_seconds,
         max_age_seconds=target.max_age_seconds,
-        verify_tls=target.verify_tls,
+        longest_backoff_seconds=target.longest_backoff_seconds,
     )

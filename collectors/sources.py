@@ -11,8 +11,8 @@ from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 import httpx
-from pydantic import SecretStr
 
+from collectors.access import HttpAccess
 from collectors.addresses import shown_url
 from collectors.contract import Collector, CollectorError, Sample
 from collectors.exposition import (
@@ -31,7 +31,7 @@ from collectors.gpu.xid_collector import XidCollector
 from collectors.gpu.xid_ledger import XidLedger
 from collectors.host import HostCollector
 from collectors.mapping import EntityNamer
-from collectors.prometheus import PrometheusClient
+from collectors.promapi import PrometheusClient
 from collectors.recognition import Reading, recognise
 from collectors.signals import unit_of
 
@@ -63,7 +63,7 @@ def collect_source(
     host: str | None = None,
     service: str | None = None,
     prometheus_url: str = "http://127.0.0.1:9090",
-    prometheus_token: SecretStr | None = None,
+    prometheus_access: HttpAccess | None = None,
     deadline_seconds: float = 10.0,
     wall: Callable[[], float] = time.time,
 ) -> SourceReading:
@@ -78,7 +78,7 @@ def collect_source(
             this machine.
         service: the service's name for service-side series; by default the model's, or the host's.
         prometheus_url: where ``prometheus:QUERY`` asks.
-        prometheus_token: its bearer token.
+        prometheus_access: its credentials and TLS.
         deadline_seconds: the longest that the source may take.
         wall: the clock of the samples.
 
@@ -95,7 +95,7 @@ def collect_source(
         found = _from_collector(_xids(host or socket.gethostname()), wall())
     elif spec.startswith(PROMETHEUS_PREFIX):
         query = spec.removeprefix(PROMETHEUS_PREFIX)
-        found = _from_prometheus(query, prometheus_url, prometheus_token, deadline_seconds)
+        found = _from_prometheus(query, prometheus_url, prometheus_access, deadline_seconds)
     elif spec.startswith(("http://", "https://")):
         found = _from_url(
             spec,
@@ -140,15 +140,16 @@ def _reading(sample: Sample) -> Reading:
 
 
 def _from_prometheus(
-    query: str, url: str, token: SecretStr | None, deadline_seconds: float
+    query: str, url: str, access: HttpAccess | None, deadline_seconds: float
 ) -> SourceReading:
-    client = PrometheusClient(url, token=token, deadline_seconds=deadline_seconds)
+    client = PrometheusClient(url, access=access, deadline_seconds=deadline_seconds)
     try:
         series = client.query(query)
     finally:
         client.close()
+    missing = client.take_warnings()
     if not series:
-        return SourceReading([], [], [f"{query!r} has no series now"], 0.0)
+        return SourceReading([], [], [f"{query!r} has no series now", *missing], 0.0)
     families: dict[str, Family] = {}
     for one in series:
         name = one.labels.get("__name__", query)
@@ -162,7 +163,13 @@ def _from_prometheus(
         for name in found.unrecognised
         for sample in families[name].samples
     ]
-    return SourceReading([*found.readings, *raw], found.unrecognised, found.notes, 0.0, found.kinds)
+    return SourceReading(
+        [*found.readings, *raw],
+        found.unrecognised,
+        [*found.notes, *missing],
+        0.0,
+        found.kinds,
+    )
 
 
 def _from_url(

@@ -9,15 +9,14 @@ import re
 import shutil
 import socket
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 
-import httpx
 from packaging.requirements import Requirement
 
+from collectors.contract import CollectorError
 from collectors.gpu.release import RELEASE_FILE, GpuRelease
+from collectors.promapi import PrometheusClient
 from galen.check import Check, Level
 from galen.config import Settings
 from galen.doctor_gpu import gpu_checks
@@ -103,32 +102,24 @@ def _tensorrt() -> Iterator[Check]:
 
 def _prometheus(settings: Settings) -> Iterator[Check]:
     for target in settings.collectors.prometheus:
-        url = str(target.url).rstrip("/")
         why = "Samples whose time is off look stale, or come from the future."
         name = f"prometheus {target.name}"
         try:
-            before = time.time()
-            answer = httpx.get(f"{url}/-/ready", timeout=_DEADLINE_SECONDS)
-            answer.raise_for_status()
-            skew = _skew_seconds(answer, (before + time.time()) / 2)
-        except httpx.HTTPError as error:
-            fix = f"Check collectors.prometheus, the network and `curl {url}/-/ready`."
+            client = PrometheusClient(target.url, access=target, deadline_seconds=_DEADLINE_SECONDS)
+            skew = client.clock_skew_seconds()
+            client.close()
+        except CollectorError as error:
+            fix = f"{error.fix}; `galen prometheus check {target.name}` asks again."
             yield Check(name=name, level=Level.FAIL, found=str(error), why=why, fix=fix)
             continue
-        off = skew is not None and abs(skew) > _SKEW_WARN_SECONDS
+        off = abs(skew) > _SKEW_WARN_SECONDS
         yield Check(
             name=name,
             level=Level.FAIL if off else Level.OK,
-            found="ready" + ("" if skew is None else f", clock {skew:+.1f} s from ours"),
+            found=f"answers, clock {skew:+.1f} s from ours",
             why=why,
             fix="Synchronise both clocks (chrony or systemd-timesyncd)." if off else "",
         )
-
-
-def _skew_seconds(answer: httpx.Response, now: float) -> float | None:
-    date = answer.headers.get("date")
-    # The header has whole seconds: half a one is the best guess of what it leaves out.
-    return None if date is None else parsedate_to_datetime(date).timestamp() + 0.5 - now
 
 
 def _slack(settings: Settings) -> Iterator[Check]:

@@ -1,53 +1,71 @@
 """Series kept in Prometheus, read through the interface of the embedded store.
 
-It reads what Galen's own exporter publishes (``galen export``): canonical names, with the entity in the
-labels. A fleet's raw exporters are read by :class:`collectors.prometheus.PrometheusCollector`.
+It reads what Galen's own exporter and agent publish: canonical names, with the entity in the labels. A
+fleet's raw exporters are read by :class:`collectors.prometheus.PrometheusCollector`, their history by
+:mod:`collectors.backfill`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import pandas as pd
-from pydantic import SecretStr
+import structlog
 
+from collectors.access import HttpAccess
 from collectors.contract import CollectorError, SeriesKey
-from collectors.prometheus import PrometheusClient
+from collectors.fleet_reader import selectors
+from collectors.pieces import read_in_pieces
+from collectors.promapi import Matrix, PrometheusClient
 from collectors.signals import catalogue
 from collectors.store.contract import SeriesInfo, StoreError
 from collectors.store.frames import sample_frame
 
+log = structlog.get_logger(__name__)
+
 _IDENTITY_LABELS = ("__name__", "job", "instance", "entity")
-_MAX_POINTS = 10_000  # Prometheus refuses more than 11,000 points a series
+_A_MILLISECOND = 0.001
+_AHEAD_SECONDS = 300.0
 
 
 class PrometheusSeriesReader:
     """Reads canonical series from Prometheus.
 
     A series that Prometheus keeps under several instances is one series here; the reader does not add
-    them up, so each Galen needs names of its own for its hosts and services.
+    them up, so each Galen needs names of its own for its hosts and services. Times are those that the
+    server keeps: of its own clock where it scraped, of the sender's where it was written to.
 
     Args:
         url: Prometheus' base address.
-        token: a bearer token.
-        step_seconds: the resolution of reads; a long span is read coarser, at most 10,000 points.
+        access: credentials and TLS.
+        step_seconds: the resolution of reads; None reads every sample at its own time.
         lookback_seconds: how far back a series may have its newest sample to be listed.
-        deadline_seconds: the longest that one request may take.
+        history_seconds: how far back an unbounded read goes.
+        deadline_seconds: the longest that one request may take; a read may need several.
+        matchers: labels that the series must have, such as ``cluster``.
+        clock: the wall clock that bounds an unbounded read.
     """
 
     def __init__(
         self,
         url: str,
         *,
-        token: SecretStr | None = None,
-        step_seconds: float = 15.0,
+        access: HttpAccess | None = None,
+        step_seconds: float | None = None,
         lookback_seconds: float = 300.0,
+        history_seconds: float = 31 * 86_400.0,
         deadline_seconds: float = 30.0,
+        matchers: Mapping[str, str] | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
-        self._client = PrometheusClient(url, token=token, deadline_seconds=deadline_seconds)
+        self._client = PrometheusClient(url, access=access, deadline_seconds=deadline_seconds)
         self._step_seconds = step_seconds
         self._lookback_seconds = lookback_seconds
+        self._history_seconds = history_seconds
+        self._matchers = matchers
+        self._clock = clock
 
     def series(self) -> Sequence[SeriesInfo]:
         """List every series with its newest value.
@@ -55,21 +73,22 @@ class PrometheusSeriesReader:
         ``first_seconds`` is the oldest sample within ``lookback_seconds``, not the age of the series,
         which Prometheus does not tell without reading it whole.
         """
-        selector = _selector(catalogue())
-        try:
-            found = self._client.query_window(selector, self._lookback_seconds)
-        except CollectorError as error:
-            raise StoreError(str(error)) from error
-        return [
-            SeriesInfo(
-                key=_key(labels),
-                labels=_descriptive(labels),
-                first_seconds=points[0][0],
-                last_seconds=points[-1][0],
-                last_value=points[-1][1],
+        newest: dict[SeriesKey, SeriesInfo] = {}
+        for selector in selectors(catalogue(), self._matchers):
+            found = self._asked(
+                lambda selector=selector: self._client.query_window(  # type: ignore[misc]
+                    selector, self._lookback_seconds
+                )
             )
-            for labels, points in found
-        ]
+            for labels, points in found:
+                whole = [point for point in points if math.isfinite(point[1])]
+                if not whole:
+                    continue
+                key = _key(labels)
+                known = newest.get(key)
+                if known is None or whole[-1][0] > known.last_seconds:
+                    newest[key] = SeriesInfo(key, _descriptive(labels), whole[0][0], *whole[-1])
+        return list(newest.values())
 
     def read(
         self,
@@ -79,52 +98,73 @@ class PrometheusSeriesReader:
         entities: Collection[str] | None = None,
         signals: Collection[str] | None = None,
     ) -> pd.DataFrame:
-        """Read samples with ``start <= time < end``, one a step; see :class:`SeriesReader`."""
+        """Read samples with ``start <= time < end``; see :class:`SeriesReader`.
+
+        A long span is read in pieces that the server allows.
+        """
+        end = min(end_seconds, self._clock() + _AHEAD_SECONDS)
+        start = max(start_seconds, end - self._history_seconds)
         names = [name for name in catalogue() if signals is None or name in signals]
-        if (
-            not names
-            or not math.isfinite(end_seconds - start_seconds)
-            or end_seconds <= start_seconds
-        ):
-            return sample_frame([], [], [], {})
-        step = max(self._step_seconds, (end_seconds - start_seconds) / _MAX_POINTS)
-        try:
-            found = self._client.query_range(
-                _selector(names),
-                start_seconds=start_seconds,
-                end_seconds=end_seconds,
-                step_seconds=step,
-            )
-        except CollectorError as error:
-            raise StoreError(str(error)) from error
-        keys: dict[int, SeriesKey] = {}
+        numbers: dict[SeriesKey, int] = {}
         rows: list[tuple[int, float, float]] = []
-        for number, (labels, points) in enumerate(found):
-            key = _key(labels)
-            if entities is not None and key.entity not in entities:
-                continue
-            keys[number] = key
-            rows.extend((number, *point) for point in _before(points, end_seconds))
+        for selector in selectors(names, self._matchers):
+            for labels, points in self._asked(
+                lambda selector=selector: list(self._found(selector, start, end))  # type: ignore[misc]
+            ):
+                key = _key(labels)
+                if entities is not None and key.entity not in entities:
+                    continue
+                number = numbers.setdefault(key, len(numbers))
+                rows.extend((number, *point) for point in _within(points, start, end))
         columns = zip(*rows, strict=True) if rows else ((), (), ())
-        numbers, times, values = (list(column) for column in columns)
-        return sample_frame([int(number) for number in numbers], times, values, keys)
+        series, times, values = (list(column) for column in columns)
+        keys = {number: key for key, number in numbers.items()}
+        return sample_frame([int(number) for number in series], times, values, keys)
 
     def close(self) -> None:
         """Close the connection."""
         self._client.close()
+
+    def _found(
+        self, selector: str, start: float, end: float
+    ) -> Iterator[tuple[Mapping[str, str], list[tuple[float, float]]]]:
+        step = self._step_seconds
+
+        def ask(first: float, last: float) -> Matrix:
+            if step is not None:
+                return self._client.query_range(
+                    selector,
+                    start_seconds=first,
+                    end_seconds=last - _A_MILLISECOND,
+                    step_seconds=step,
+                )
+            # Whether the window holds its own first millisecond depends on the server's version.
+            return self._client.query_window(
+                selector, last - first + _A_MILLISECOND, time_seconds=last
+            )
+
+        for first, last, matrix in read_in_pieces(ask, start, end, step_seconds=step):
+            for labels, points in matrix:
+                yield labels, list(_within(points, first, last))
+
+    def _asked(self, call: Callable[[], Matrix]) -> Matrix:
+        try:
+            found = call()
+        except CollectorError as error:
+            raise StoreError(f"{error}; {error.fix}" if error.fix else str(error)) from error
+        for warning in self._client.take_warnings():
+            log.warning("prometheus_incomplete", server=self._client.place, reason=warning)
+        return found
 
 
 def _key(labels: Mapping[str, str]) -> SeriesKey:
     return SeriesKey(labels["entity"], labels["__name__"])
 
 
-def _before(points: Sequence[tuple[float, float]], end: float) -> Iterator[tuple[float, float]]:
-    return ((at, value) for at, value in points if at < end and math.isfinite(value))
-
-
-def _selector(names: Collection[str]) -> str:
-    # `entity` is on every series that Galen's exporter writes, and on no other.
-    return f'{{__name__=~"{"|".join(names)}",entity!=""}}'
+def _within(
+    points: Sequence[tuple[float, float]], start: float, end: float
+) -> Iterator[tuple[float, float]]:
+    return ((at, value) for at, value in points if start <= at < end and math.isfinite(value))
 
 
 def _descriptive(labels: Mapping[str, str]) -> dict[str, str]:

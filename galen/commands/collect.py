@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -45,18 +46,29 @@ def collect(
     prometheus_url: Annotated[
         str, typer.Option(help="Where prometheus:QUERY asks.")
     ] = "http://127.0.0.1:9090",
+    token_file: Annotated[
+        Path | None, typer.Option(help="File with the bearer token of Prometheus.", dir_okay=False)
+    ] = None,
+    ca_file: Annotated[
+        Path | None,
+        typer.Option(help="Authorities to trust instead of the system's, PEM.", dir_okay=False),
+    ] = None,
     deadline_seconds: Annotated[
         float, typer.Option("--deadline", min=0.1, help="The longest that the source may take.")
     ] = 10.0,
     json: JsonOption = False,
 ) -> None:
     """Collect once: canonical samples, what was not recognised, and how long it took."""
+    from collectors.access import HttpAccess
     from collectors.contract import CollectorError
     from collectors.sources import collect_source
 
     try:
         found = collect_source(
-            source, prometheus_url=prometheus_url, deadline_seconds=deadline_seconds
+            source,
+            prometheus_url=prometheus_url,
+            prometheus_access=HttpAccess(token_file=token_file, ca_file=ca_file),
+            deadline_seconds=deadline_seconds,
         )
     except CollectorError as error:
         raise GalenError(_named(source, error), fix=error.fix) from error
