@@ -253,6 +253,16 @@ class Journal:
         with self._reader.connect() as connection:
             return connection.execute(sa.select(sa.func.max(_events.c.seq))).scalar_one() or 0
 
+    def counts(self, *, after_seq: int = 0, until_seq: int) -> dict[str, int]:
+        """Return how many events of each kind there are with ``after_seq < seq <= until_seq``."""
+        query = (
+            sa.select(_events.c.kind, sa.func.count())
+            .where(_events.c.seq > after_seq, _events.c.seq <= until_seq)
+            .group_by(_events.c.kind)
+        )
+        with self._reader.connect() as connection:
+            return {row[0]: row[1] for row in connection.execute(query)}
+
     def broken_links(self) -> list[int]:
         """Return the ``seq`` of each event whose hash or link does not fit; empty when all is well."""
         broken: list[int] = []

@@ -7,17 +7,17 @@ write dashboards with (``host``, ``gpu_id``, ``service``, ``collector``) and sta
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import structlog
 from prometheus_client import CollectorRegistry, make_wsgi_app
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector as RegistryCollector
 
-from collectors.signals import catalogue
+from collectors.signals import Kind, catalogue
 from collectors.store.contract import SeriesInfo, SeriesReader, StoreError
 
 log = structlog.get_logger(__name__)
@@ -72,12 +72,21 @@ class SeriesExporter(RegistryCollector):
         readable.add_metric([], 1.0)
         yield readable
         oldest = self._clock() - self._max_age_seconds
-        families: dict[str, GaugeMetricFamily] = {}
+        families: dict[str, GaugeMetricFamily | CounterMetricFamily] = {}
+        newest = None
         for info in series:
+            newest = max(newest or info.last_seconds, info.last_seconds)
             if info.last_seconds >= oldest:
-                family = families.setdefault(info.key.signal, _family(info.key.signal))
+                family = families.get(info.key.signal)
+                if family is None:
+                    family = families[info.key.signal] = family_of(info.key.signal)
                 family.add_metric(_label_values(info), info.last_value)
         yield from families.values()
+        yield GaugeMetricFamily("galen_store_series", "Series in the store", value=len(series))
+        if newest is not None:
+            yield GaugeMetricFamily(
+                "galen_store_newest_timestamp_seconds", "Time of the newest sample", value=newest
+            )
 
 
 def make_exporter_app(
@@ -85,10 +94,22 @@ def make_exporter_app(
     clock: Callable[[], float] = time.time,
     *,
     max_age_seconds: float = DEFAULT_MAX_AGE_SECONDS,
+    more: Sequence[RegistryCollector] = (),
 ) -> WsgiApp:
-    """Return a WSGI application that answers scrapes from a store."""
+    """Return a WSGI application that answers scrapes from a store.
+
+    It speaks the text format, and OpenMetrics to those who ask for it.
+
+    Args:
+        reader: the store.
+        clock: the wall clock that ages are taken by.
+        max_age_seconds: the oldest sample to publish.
+        more: what to publish besides; their names must differ from the signals'.
+    """
     registry = CollectorRegistry(auto_describe=False)
     registry.register(SeriesExporter(reader, clock, max_age_seconds=max_age_seconds))
+    for collector in more:
+        registry.register(collector)
     app: WsgiApp = make_wsgi_app(registry)
     return app
 
@@ -113,40 +134,30 @@ def make_exporter_server(
     port: int = DEFAULT_PORT,
     clock: Callable[[], float] = time.time,
     max_age_seconds: float = DEFAULT_MAX_AGE_SECONDS,
+    more: Sequence[RegistryCollector] = (),
 ) -> ExporterServer:
     """Bind the exporter; ``serve_forever`` runs it and ``shutdown`` from another thread stops it.
 
     Raises:
         OSError: when the address is taken.
     """
-    app = make_exporter_app(reader, clock, max_age_seconds=max_age_seconds)
+    app = make_exporter_app(reader, clock, max_age_seconds=max_age_seconds, more=more)
     return make_server(host, port, app, ExporterServer, handler_class=_QuietHandler)
 
 
-def serve(
-    reader: SeriesReader,
-    *,
-    host: str = "127.0.0.1",
-    port: int = DEFAULT_PORT,
-    clock: Callable[[], float] = time.time,
-    max_age_seconds: float = DEFAULT_MAX_AGE_SECONDS,
-) -> None:
-    """Answer scrapes until interrupted.
+def family_of(signal: str) -> GaugeMetricFamily | CounterMetricFamily:
+    """Return the empty family of a signal: kind, help and unit as the catalogue has them.
 
-    Raises:
-        OSError: when the address is taken.
+    The unit stands in the help, too, since the text format has no place of its own for it; OpenMetrics
+    has, for those whose name ends in it.
     """
-    with make_exporter_server(
-        reader, host=host, port=port, clock=clock, max_age_seconds=max_age_seconds
-    ) as server:
-        log.info("exporter_started", host=host, port=server.server_port)
-        server.serve_forever()
-
-
-def _family(signal: str) -> GaugeMetricFamily:
     known = catalogue().get(signal)
     text = f"{known.description} ({known.unit})" if known else "not in the catalogue"
-    return GaugeMetricFamily(signal, text, labels=LABELS)
+    unit = known.unit if known and signal.endswith(f"_{known.unit}") else ""
+    if known and known.kind is Kind.COUNTER and signal.endswith("_total"):
+        # OpenMetrics puts the unit before the suffix: such a counter's unit stands in its help.
+        return CounterMetricFamily(signal, text, labels=LABELS)
+    return GaugeMetricFamily(signal, text, labels=LABELS, unit=unit)
 
 
 def labels_of(entity: str, described: Mapping[str, str]) -> dict[str, str]:

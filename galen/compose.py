@@ -28,6 +28,8 @@ from galen.config import Settings
 from galen.paths import StatePaths
 from galen.seasons import SeasonFitter
 from galen.stack import service_url
+from galen.telemetry.metrics import GalenMetrics
+from galen.telemetry.status import StatusBoard
 from galen.watch import WatchLoop, WatchParts, only_watch
 from healing.executors.gpu import GpuControl, SimulatedControl
 from healing.executors.nvidia_smi import LocalGpus, NvidiaSmiControl
@@ -93,6 +95,11 @@ def run_watch(settings: Settings, paths: StatePaths, stop: threading.Event) -> N
             parts,
             interval_seconds=settings.watch.interval_seconds,
             retention_seconds=settings.collectors.retention_hours * 3600.0,
+            board=StatusBoard(
+                paths.status,
+                started_seconds=time.time(),
+                interval_seconds=settings.watch.interval_seconds,
+            ),
         )
         loop.run(stop)
 
@@ -106,11 +113,12 @@ def run_exporter(
     say: Callable[[str], None],
     stop: threading.Event,
 ) -> None:
-    """Offer the newest samples to Prometheus until told to stop."""
+    """Offer the newest samples and Galen's own metrics to Prometheus until told to stop."""
     reader = SqliteSeriesReader(paths.series)
+    own = GalenMetrics(paths, max_age_seconds=max_age_seconds)
     try:
         with make_exporter_server(
-            reader, host=host, port=port, max_age_seconds=max_age_seconds
+            reader, host=host, port=port, max_age_seconds=max_age_seconds, more=[own]
         ) as server:
             say(f"metrics at http://{host}:{server.server_address[1]}/metrics")
             thread = threading.Thread(target=server.serve_forever, name="exporter", daemon=True)
@@ -119,6 +127,7 @@ def run_exporter(
             server.shutdown()
             thread.join(5.0)
     finally:
+        own.close()
         reader.close()
 
 

@@ -26,6 +26,16 @@ class StatePaths:
         return self.state_dir / "journal.sqlite"
 
     @property
+    def status(self) -> Path:
+        """How the watch loop fares; replaced at every tick."""
+        return self.state_dir / "watch_status.json"
+
+    @property
+    def backfill(self) -> Path:
+        """How far history has been read from Prometheus."""
+        return self.state_dir / "backfill.json"
+
+    @property
     def simulated_gpu(self) -> Path:
         """The control file of the simulated GPU."""
         return self.state_dir / "simulated_gpu.json"

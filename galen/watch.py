@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import structlog
 
-from analysis.analyst import Analyst
+from analysis.analyst import Analyst, AnalystTick
 from analysis.history import History
 from analysis.journal import EventKind, Journal
 from collectors.clock import SteadyClock
@@ -24,6 +24,7 @@ from collectors.poller import Poller
 from collectors.store.contract import SeriesStore
 from galen.errors import GalenError
 from galen.seasons import SeasonFitter
+from galen.telemetry.status import StatusBoard
 from healing.healer import Healer
 from healing.ledger import Ledger
 
@@ -61,8 +62,10 @@ class WatchLoop:
         interval_seconds: float,
         retention_seconds: float,
         clock: Callable[[], float] | None = None,
+        board: StatusBoard | None = None,
     ) -> None:
         self._parts = parts
+        self._board = board
         self._interval_seconds = interval_seconds
         self._retention_seconds = retention_seconds
         self._clock = clock or SteadyClock()
@@ -89,6 +92,7 @@ class WatchLoop:
         started = time.monotonic()
         polled = self._guarded("poll", lambda: parts.poller.tick(now))
         if polled is None:
+            self._show(now, started, (), None)
             return
         own = self._guarded("self", lambda: list(self._own_samples(now)))
         samples = [*polled.samples, *(own or ())]
@@ -98,6 +102,15 @@ class WatchLoop:
             self._guarded("heal", lambda: parts.healer.tick(now, thought.incidents, parts.history))
         self._keep_house(now)
         self._last_tick_seconds = time.monotonic() - started
+        self._show(now, started, samples, thought)
+
+    def _show(
+        self, now: float, started: float, samples: Sequence[Sample], thought: AnalystTick | None
+    ) -> None:
+        if self._board is not None:
+            board, took = self._board, time.monotonic() - started
+            found = None if thought is None else thought.detections
+            self._guarded("status", lambda: board.write(now, took, samples, found))
 
     def _own_samples(self, now: float) -> Iterator[Sample]:
         """Yield what Galen knows of itself: how long a tick takes, and what it holds in force.
@@ -130,6 +143,8 @@ class WatchLoop:
         # One part that fails must not end the loop, whatever the reason: it is said aloud instead.
         except Exception as error:
             log.exception("part_failed", part=part)
+            if self._board is not None:
+                self._board.failed(part)
             self._tell_failure(part, error)
             return None
 

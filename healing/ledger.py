@@ -283,6 +283,14 @@ class Ledger:
         )
         return self._read(query.limit(limit))
 
+    def counts(self) -> dict[tuple[str, str], int]:
+        """Return how many actions there are by name and state."""
+        query = sa.select(_actions.c.action, _actions.c.state, sa.func.count()).group_by(
+            _actions.c.action, _actions.c.state
+        )
+        with self._reader.connect() as connection:
+            return {(action, state): count for action, state, count in connection.execute(query)}
+
     def _read(self, query: sa.Select[Any]) -> list[Action]:
         with self._reader.connect() as connection:
             return [_action(row) for row in connection.execute(query).mappings().all()]

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 
+from analysis.detection.contract import Detections
 from analysis.history import History
 from analysis.journal import EventKind, Journal
 from collectors.contract import Sample
 from collectors.links import Link
 from collectors.poller import Tick
 from galen.errors import GalenError
+from galen.telemetry.status import StatusBoard, read_status
 from galen.watch import WATCH_ENTITY, WatchLoop, WatchParts, only_watch
 
 
@@ -32,7 +34,7 @@ class World:
         if part in self.failing:
             raise RuntimeError(f"{part} is broken")
 
-    def loop(self) -> WatchLoop:
+    def loop(self, board: StatusBoard | None = None) -> WatchLoop:
         parts = SimpleNamespace(
             poller=SimpleNamespace(tick=self.poll),
             store=SimpleNamespace(write=self.write, prune=self.prune),
@@ -49,6 +51,7 @@ class World:
             interval_seconds=1.0,
             retention_seconds=3600.0,
             clock=lambda: 10_000.0,
+            board=board,
         )
 
     def poll(self, now: float) -> Tick:
@@ -67,7 +70,7 @@ class World:
     def analyse(self, now: float, samples: Sequence[Sample], links: Sequence[Link]) -> Any:
         self.call("analyse")
         self.analysed.append(samples)
-        return SimpleNamespace(incidents=["open"], changes=[])
+        return SimpleNamespace(incidents=["open"], changes=[], detections=Detections(now, (), {}))
 
     def heal(self, now: float, incidents: Any, history: History) -> None:
         self.call("heal")
@@ -105,6 +108,19 @@ def test_one_broken_part_stops_no_other_and_is_told_once(world: World, part: str
     assert bool(world.healed) == (part == "store")
     (event,) = world.journal.events(kinds=[EventKind.PART_FAILED])
     assert part in event.summary
+
+
+def test_the_status_counts_ticks_and_what_failed_in_them(world: World, tmp_path: Path) -> None:
+    path = tmp_path / "watch_status.json"
+    loop = world.loop(StatusBoard(path, started_seconds=9_999.0, interval_seconds=1.0))
+    world.failing = {"heal", "poll"}
+    loop.tick(10_000.0)
+    world.failing = {"heal"}
+    loop.tick(10_001.0)
+    status = read_status(path)
+    assert (status.ticks, status.time_seconds) == (2, 10_001.0)
+    assert status.part_failures == {"poll": 1, "heal": 1}
+    assert status.samples == 1
 
 
 def test_without_samples_nothing_is_analysed(world: World) -> None:
