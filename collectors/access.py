@@ -6,7 +6,6 @@ import base64
 import ssl
 from pathlib import Path
 from typing import Annotated, Self
-from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import (
     BaseModel,
@@ -139,8 +138,3 @@ def read_secret(path: Path) -> str:
         raise AccessError(f"{path} holds no secret; put it there alone on one line")
     return text
 
-
-def without_secrets(url: str) -> str:
-    """Return an address fit to be shown: without user, password, query and fragment."""
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))

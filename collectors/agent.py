@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import structlog
 
-from collectors.access import without_secrets
+from collectors.addresses import shown_url
 from collectors.clock import SteadyClock
 from collectors.contract import Sample
 from collectors.entities import entity
@@ -166,7 +166,7 @@ def run_agent(
     with ExitStack() as stack:
         http = stack.enter_context(httpx.Client(trust_env=False, verify=push.ssl_context()))
         if not push.verify_tls:
-            log.warning("tls_not_verified", server=without_secrets(push.url))
+            log.warning("tls_not_verified", server=shown_url(push.url))
         client = RemoteWriteClient(
             push.url, http, access=push, deadline_seconds=push.deadline_seconds
         )

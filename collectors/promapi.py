@@ -23,7 +23,8 @@ from prometheus_api_client.exceptions import PrometheusApiClientException
 from urllib3.exceptions import HTTPError as TransportError
 from urllib3.util.retry import Retry
 
-from collectors.access import AccessError, HttpAccess, without_secrets
+from collectors.access import AccessError, HttpAccess
+from collectors.addresses import shown_url
 from collectors.backoff import retry_after_seconds
 from collectors.contract import CollectorError
 
@@ -112,7 +113,7 @@ class PrometheusClient:
         max_bytes: int = DEFAULT_MAX_BYTES,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._place = without_secrets(url)
+        self._place = shown_url(url)
         if "?" in url or "#" in url:
             raise PrometheusError(
                 f"{self._place} has a query or a fragment", fix="give the base address alone"
@@ -286,7 +287,7 @@ class PrometheusClient:
             fix = "check the credentials: token, token_file, or username and password"
         elif 300 <= status < 400:
             # Credentials must not travel to wherever an answer points.
-            to = without_secrets(answer.headers.get("Location", ""))
+            to = shown_url(answer.headers.get("Location", ""))
             said, fix = f"it redirects to {to}", "give that address, if it is to be trusted"
         elif status == 404:
             fix = "check the address and its path prefix, such as /prometheus"

@@ -20,6 +20,7 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
     "journal": ("incidents", "actions"),
     "report": ("report", "config"),
     "keep": ("store", "agent", "backtest"),
+    "prometheus": ("prometheus",),
     "drill": ("drill",),
     "engine": ("engine",),
 }

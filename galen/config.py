@@ -22,6 +22,7 @@ from collectors.settings import CollectorsSettings
 from dashboard.settings import DashboardSettings
 from galen.errors import ConfigError
 from galen.logs import LogSettings
+from galen.telemetry.settings import ObjectiveSettings
 from healing.settings import HealingSettings
 from inference.settings import InferenceSettings
 from reporting.settings import ReportingSettings
@@ -56,6 +57,7 @@ class Settings(BaseSettings):
     healing: HealingSettings = HealingSettings()
     reporting: ReportingSettings = ReportingSettings()
     dashboard: DashboardSettings = DashboardSettings()
+    objectives: ObjectiveSettings = ObjectiveSettings()
 
     @classmethod
     def settings_customise_sources(

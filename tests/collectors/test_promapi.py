@@ -18,7 +18,7 @@ import httpx
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from collectors.access import AccessError, HttpAccess, without_secrets
+from collectors.access import AccessError, HttpAccess
 from collectors.pieces import read_in_pieces
 from collectors.promapi import PrometheusClient, PrometheusError
 from collectors.settings import PrometheusTarget
@@ -148,7 +148,6 @@ def test_secrets_stay_out_of_errors(scripted: Scripted) -> None:
     with pytest.raises(PrometheusError) as caught:
         PrometheusClient(f"http://127.0.0.1:9/?token={secret}")
     assert secret not in str(caught.value)
-    assert without_secrets(f"https://a:{secret}@h:1/p?x={secret}#{secret}") == "https://h:1/p"
     with pytest.raises(ValidationError):
         PrometheusTarget(name="a", url=f"http://h/?token={secret}")
 

@@ -1,0 +1,16 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def expositions() -> Path:
+    """Real scrapes of real exporters, kept outside the repository."""
+    shared = Path(__file__).parents[4] / "shared" / "expositions"
+    folder = Path(os.environ.get("GALEN_EXPOSITIONS", shared))
+    if not folder.is_dir():
+        pytest.skip(f"no real scrapes at {folder}; set GALEN_EXPOSITIONS to a folder of them")
+    return folder
