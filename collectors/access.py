@@ -137,4 +137,3 @@ def read_secret(path: Path) -> str:
     if not text or not text.isascii() or not text.isprintable():
         raise AccessError(f"{path} holds no secret; put it there alone on one line")
     return text
-

@@ -65,7 +65,8 @@ def test_the_entity_is_spread_over_the_labels(tmp_path: Path) -> None:
 
 def test_old_samples_are_absent(tmp_path: Path) -> None:
     store = _store(tmp_path, [Sample(NOW - 20, "host/a", "host_load", 1.0)])
-    assert list(_scrape(store).families) == ["galen_store_readable"]
+    assert _scrape(store).named("host_load") == []
+    assert _scrape(store).named("galen_store_newest_timestamp_seconds")[0].value == NOW - 20
     assert _scrape(store, NOW - 10).named("host_load")[0].value == 1
 
 
