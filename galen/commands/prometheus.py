@@ -85,8 +85,7 @@ def backfill(
     """
     from collectors.backfill import Backfill, Checkpoint
     from collectors.contract import CollectorError
-    from collectors.prometheus import default_queries
-    from collectors.registry import own_queries
+    from collectors.prometheus import default_queries, own_queries
     from collectors.store.contract import StoreError
 
     stop = stop_on_signals()
@@ -157,8 +156,7 @@ def check(
     from collectors.contract import CollectorError
     from collectors.fleet_reader import FleetReader
     from collectors.promapi import Matrix
-    from collectors.prometheus import default_queries
-    from collectors.registry import own_queries
+    from collectors.prometheus import default_queries, own_queries
 
     chosen = _target(invocation(config, None).settings, target)
     client = _client(chosen)
