@@ -15,6 +15,7 @@ from galen.errors import ConfigError
 COMMANDS = (
     "up", "serve", "watch", "dashboard", "export", "doctor", "detect", "diagnose", "drill", "report",
     "incidents", "actions", "engine", "collect", "signals", "backtest", "agent", "store", "config",
+    "prometheus",
 )  # fmt: skip
 
 
