@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+import structlog
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +15,9 @@ def expositions() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real scrapes at {folder}; set GALEN_EXPOSITIONS to a folder of them")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _log_as_by_default() -> None:
+    """Forget where a command line of another test has sent the log: that stream is closed by now."""
+    structlog.reset_defaults()
