@@ -260,6 +260,18 @@ class CollectorsSettings(_Frozen):
         description="the longest that a poll of `galen agent` waits for collectors",
     )
     retention_hours: float = Field(72.0, gt=0, le=24 * 366, description="age at which samples go")
+    rollup_minute_retention_days: float = Field(
+        30.0,
+        gt=0,
+        le=10 * 366,
+        description="age at which roll-ups of a minute go; never before the samples",
+    )
+    rollup_hour_retention_days: float = Field(
+        366.0,
+        gt=0,
+        le=100 * 366,
+        description="age at which roll-ups of an hour go; never before the samples",
+    )
     host_enabled: bool = Field(default=True, description="whether to watch this machine")
     host_name: Name | None = Field(
         None, description="its name; null is what the system calls itself"

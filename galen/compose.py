@@ -23,7 +23,9 @@ from collectors.gpu.release import GpuRelease
 from collectors.gpu.simulated import SimulatedGpuCollector
 from collectors.poller import Poller
 from collectors.registry import build_collectors
+from collectors.settings import CollectorsSettings
 from collectors.store.sqlite import SqliteSeriesReader, SqliteSeriesStore
+from collectors.store.upkeep import Retention, StoreUpkeep
 from galen.config import Settings
 from galen.paths import StatePaths
 from galen.seasons import SeasonFitter
@@ -94,7 +96,6 @@ def run_watch(settings: Settings, paths: StatePaths, stop: threading.Event) -> N
         loop = WatchLoop(
             parts,
             interval_seconds=settings.watch.interval_seconds,
-            retention_seconds=settings.collectors.retention_hours * 3600.0,
             board=StatusBoard(
                 paths.status,
                 started_seconds=time.time(),
@@ -157,7 +158,23 @@ def _watch_parts(
     )
     stack.callback(healer.close)
     return WatchParts(
-        poller, store, history, analyst, healer, ledger, journal, _seasons(settings, paths, stack)
+        poller,
+        store,
+        history,
+        analyst,
+        healer,
+        ledger,
+        journal,
+        _seasons(settings, paths, stack),
+        StoreUpkeep(store, _retention(settings.collectors)),
+    )
+
+
+def _retention(settings: CollectorsSettings) -> Retention:
+    return Retention(
+        raw_seconds=settings.retention_hours * 3600.0,
+        minute_seconds=settings.rollup_minute_retention_days * 86_400.0,
+        hour_seconds=settings.rollup_hour_retention_days * 86_400.0,
     )
 
 

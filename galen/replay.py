@@ -18,8 +18,8 @@ from pydantic import BaseModel
 from analysis.detection.backtest import BacktestResult, LabelledFault, Quality
 from analysis.detection.wide_csv import TIME_COLUMN, WideCsvError, read_wide_csv, times_of
 from collectors.entities import entity
-from collectors.store.keeper import COLUMNS, TableError, columns_of, read_samples
 from collectors.store.sqlite import SqliteSeriesReader
+from collectors.store.tables import COLUMNS, TableError, columns_of, read_samples
 from galen.commands.context import parse_moment
 from galen.errors import ConfigError
 from galen.watch import WATCH_ENTITY

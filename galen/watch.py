@@ -22,6 +22,7 @@ from collectors.clock import SteadyClock
 from collectors.contract import Sample
 from collectors.poller import Poller
 from collectors.store.contract import SeriesStore
+from collectors.store.upkeep import StoreUpkeep
 from galen.errors import GalenError
 from galen.seasons import SeasonFitter
 from galen.telemetry.status import StatusBoard
@@ -30,7 +31,6 @@ from healing.ledger import Ledger
 
 log = structlog.get_logger(__name__)
 
-_PRUNE_EVERY_SECONDS = 600.0
 _SAVE_EVERY_SECONDS = 60.0
 _REPEAT_FAILURE_SECONDS = 300.0
 WATCH_ENTITY = "collector/watch"
@@ -50,6 +50,7 @@ class WatchParts:
     ledger: Ledger
     journal: Journal
     seasons: SeasonFitter
+    upkeep: StoreUpkeep
 
 
 class WatchLoop:
@@ -60,17 +61,14 @@ class WatchLoop:
         parts: WatchParts,
         *,
         interval_seconds: float,
-        retention_seconds: float,
         clock: Callable[[], float] | None = None,
         board: StatusBoard | None = None,
     ) -> None:
         self._parts = parts
         self._board = board
         self._interval_seconds = interval_seconds
-        self._retention_seconds = retention_seconds
         self._clock = clock or SteadyClock()
         self._last_tick_seconds = 0.0
-        self._next_prune_seconds = 0.0
         self._next_save_seconds = 0.0
         self._failures: dict[str, float] = {}
         self._held: set[str] = set()
@@ -127,10 +125,8 @@ class WatchLoop:
         self._held |= set(standing)
 
     def _keep_house(self, now: float) -> None:
-        if now >= self._next_prune_seconds:
-            self._next_prune_seconds = now + _PRUNE_EVERY_SECONDS
-            before = now - self._retention_seconds
-            self._guarded("prune", lambda: self._parts.store.prune(before_seconds=before))
+        for name, duty in self._guarded("upkeep", lambda: list(self._parts.upkeep.due(now))) or ():
+            self._guarded(name, duty)
         if shapes := self._parts.seasons.take(now):
             self._guarded("seasons", lambda: self._parts.analyst.adopt_shapes(shapes))
         if now >= self._next_save_seconds:

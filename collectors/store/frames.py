@@ -7,9 +7,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from collectors.contract import SeriesKey
+
+_STRINGS = pd.StringDtype("pyarrow", na_value=np.nan)
+"""What pandas calls ``str``."""
 
 
 def sample_frame(
@@ -18,7 +22,7 @@ def sample_frame(
     values: Sequence[float] | NDArray[np.float64],
     keys: Mapping[int, SeriesKey],
 ) -> pd.DataFrame:
-    """Build the table of samples from columns of equal length ``[n]``.
+    """Build the table of samples from columns of equal length ``[n]``, in any order.
 
     Args:
         series: the series number of each sample, a key of ``keys``.
@@ -32,18 +36,63 @@ def sample_frame(
     numbers = np.asarray(series, dtype=np.int64)
     stamps = np.asarray(times, dtype=np.float64)
     order = np.lexsort((numbers, stamps))
-    numbers = numbers[order]
     known = np.array(sorted(keys), dtype=np.int64)
-    places = np.searchsorted(known, numbers)
-    return pd.DataFrame(
-        {
-            "time": stamps[order],
-            "entity": _names([keys[int(number)].entity for number in known], places),
-            "signal": _names([keys[int(number)].signal for number in known], places),
-            "value": np.asarray(values, dtype=np.float64)[order],
-        }
+    return sorted_frame(
+        np.searchsorted(known, numbers[order]).astype(np.int32),
+        [keys[int(number)] for number in known],
+        stamps[order],
+        {"value": np.asarray(values, dtype=np.float64)[order]},
     )
 
 
-def _names(names: list[str], places: NDArray[np.intp]) -> pd.Series[Any]:
-    return pd.Series(np.array(names, dtype=object)[places], dtype="str")
+def sorted_frame(
+    places: NDArray[np.int32],
+    keys: Sequence[SeriesKey],
+    times: NDArray[np.float64],
+    numbers: Mapping[str, NDArray[Any]],
+) -> pd.DataFrame:
+    """Build a table from columns of equal length ``[n]`` that are in order already.
+
+    Args:
+        places: for each row the place of its series in ``keys``.
+        keys: the series.
+        times: seconds since the epoch.
+        numbers: further columns by name.
+
+    Returns:
+        ``time``, ``entity``, ``signal`` and the further columns.
+    """
+    columns: dict[str, Any] = {
+        "time": times,
+        "entity": _names([key.entity for key in keys], places),
+        "signal": _names([key.signal for key in keys], places),
+        **numbers,
+    }
+    return pd.DataFrame(columns, copy=False)
+
+
+def _names(names: list[str], places: NDArray[np.int32]) -> Any:
+    # Arrow repeats the texts; through Python objects five million of them would take seconds.
+    texts = pa.array(names, pa.large_string()).take(pa.array(places))
+    return pd.array(pa.chunked_array([texts]), dtype=_STRINGS)
+
+
+def rolled_up(samples: pd.DataFrame, resolution_seconds: int) -> pd.DataFrame:
+    """Count the samples of a read into buckets, for stores that keep none.
+
+    Args:
+        samples: what :meth:`SeriesReader.read` returns.
+        resolution_seconds: the length of a bucket.
+
+    Returns:
+        What :meth:`SeriesReader.read_rollup` returns.
+    """
+    begin = (samples["time"] // resolution_seconds) * resolution_seconds
+    counted = (
+        samples.assign(time=begin.astype(np.float64))
+        .groupby(["time", "entity", "signal"], sort=True, observed=True)["value"]
+        .agg(["min", "max", "mean", "count"])
+        .reset_index()
+    )
+    # Rounding must not put the mean of equal values beside them.
+    return counted.assign(mean=counted["mean"].clip(counted["min"], counted["max"]))

@@ -1,60 +1,52 @@
-"""Keeping house in a series store: what is in it, and moving samples out and in.
+"""Keeping house in a series store: what is in it, and moving samples and roll-ups out and in.
 
-Tables have the columns ``time`` (seconds since the epoch), ``entity``, ``signal``, ``value``, and
-``labels`` (a JSON object; optional when read), one row a sample, in Parquet or CSV.
+Files are those of :mod:`collectors.store.tables`.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.csv as pacsv
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from collectors.contract import Sample, SeriesKey
 from collectors.store.contract import SeriesInfo, SeriesReader, SeriesStore
-
-COLUMNS = ("time", "entity", "signal", "value")
-LABELS_COLUMN = "labels"
-SUFFIXES = (".parquet", ".csv")
-
-_SCHEMA = pa.schema(
-    [
-        ("time", pa.float64()),
-        ("entity", pa.string()),
-        ("signal", pa.string()),
-        ("value", pa.float64()),
-        (LABELS_COLUMN, pa.string()),
-    ]
+from collectors.store.sqlite import SqliteSeriesStore
+from collectors.store.tables import (
+    COLUMNS,
+    LABELS_COLUMN,
+    ROLLUP_COLUMNS,
+    ROLLUPS_SCHEMA,
+    SAMPLES_SCHEMA,
+    TableError,
+    batches,
+    check_suffix,
+    labels_from,
+    present,
+    writer,
 )
+
 _MILLISECOND = 0.001  # the resolution of stores; the end of a read is exclusive
 _CHUNK_SECONDS = 3600.0
 # One stray sample of 1970 must not make half a million spans.
 _MOST_READS = 100_000
 _MOST_TRANSACTIONS = 1_000
-_CHUNK_ROWS = 65_536
-_LARGEST_EPOCH_SECONDS = 1e11  # of the year 5138; a larger number is in a smaller unit
+_ROLLUP_CHUNK_SECONDS = 86_400.0
+_COMPACT_SECONDS = 0.5
 _LEAST_GAP_SECONDS = 10.0
 _GAP_STEPS = 3.0
 """A gap is longer than three usual steps: one lost tick is jitter, three in a row are an outage."""
 
 Progress = Callable[[float], None]
 """Told the share, 0 to 1, that is done."""
-
-
-class TableError(Exception):
-    """A file is not a table of samples; the message names the file, the column and what is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,28 +133,82 @@ def export_samples(
         StoreError: when the store cannot be read.
         TableError: when the file's kind is not known or it cannot be written.
     """
-    _check_suffix(out)
     known = reader.series()
     labels = {info.key: json.dumps(dict(info.labels), sort_keys=True) for info in known}
     # Without any series the span is empty, whatever was asked for.
     start = max(start_seconds, min((info.first_seconds for info in known), default=math.inf))
     end = min(end_seconds, max((info.last_seconds for info in known), default=0.0) + _MILLISECOND)
+
+    def tables() -> Iterator[pa.Table]:
+        for begin, until in _spans(start, end, _CHUNK_SECONDS):
+            frame = reader.read(
+                start_seconds=begin, end_seconds=until, entities=entities, signals=signals
+            )
+            if not frame.empty:
+                yield _table(frame, labels)
+            if progress is not None:
+                progress((until - start) / (end - start))
+
+    return _write_out(out, SAMPLES_SCHEMA, tables())
+
+
+def export_rollups(
+    reader: SeriesReader,
+    out: Path,
+    *,
+    resolution_seconds: int,
+    start_seconds: float,
+    end_seconds: float,
+    entities: Collection[str] | None = None,
+    signals: Collection[str] | None = None,
+    progress: Progress | None = None,
+) -> Moved:
+    """Write the buckets that begin in ``start <= time < end`` to a file, sorted by time.
+
+    The file appears whole or not at all. A day is in memory at a time.
+
+    Args:
+        reader: the store.
+        out: the file.
+        resolution_seconds: 60 or 3600.
+        start_seconds: seconds since the epoch; finite.
+        end_seconds: seconds since the epoch; finite.
+        entities: only these.
+        signals: only these.
+        progress: told the share that is done.
+
+    Raises:
+        StoreError: when the store cannot be read.
+        TableError: when the file's kind is not known or it cannot be written.
+    """
+
+    def tables() -> Iterator[pa.Table]:
+        for begin, until in _spans(start_seconds, end_seconds, _ROLLUP_CHUNK_SECONDS):
+            frame = reader.read_rollup(
+                start_seconds=begin, end_seconds=until, resolution_seconds=resolution_seconds,
+                entities=entities, signals=signals,
+            )  # fmt: skip
+            if not frame.empty:
+                frame = frame.assign(resolution_seconds=resolution_seconds)
+                yield pa.Table.from_pandas(frame, schema=ROLLUPS_SCHEMA, preserve_index=False)
+            if progress is not None:
+                progress((until - start_seconds) / (end_seconds - start_seconds))
+
+    return _write_out(out, ROLLUPS_SCHEMA, tables())
+
+
+def _write_out(out: Path, schema: pa.Schema, tables: Iterator[pa.Table]) -> Moved:
+    check_suffix(out)
     partial = out.with_name(f".{out.name}.partial")
     count, first, last = 0, None, None
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with _writer(partial, out.suffix) as writer:
-            for begin, until in _spans(start, end, _MOST_READS):
-                frame = reader.read(
-                    start_seconds=begin, end_seconds=until, entities=entities, signals=signals
-                )
-                if not frame.empty:
-                    writer.write_table(_table(frame, labels))
-                    count += len(frame)
-                    first = float(frame["time"].iloc[0]) if first is None else first
-                    last = float(frame["time"].iloc[-1])
-                if progress is not None:
-                    progress((until - start) / (end - start))
+        with writer(partial, out.suffix, schema) as target:
+            for table in tables:
+                target.write_table(table)
+                count += len(table)
+                first = table["time"][0].as_py() if first is None else first
+                last = table["time"][-1].as_py()
         partial.replace(out)
     except (OSError, pa.ArrowException) as error:
         raise TableError(f"{out}: cannot be written: {error}") from error
@@ -171,9 +217,11 @@ def export_samples(
     return Moved(count, first_seconds=first, last_seconds=last)
 
 
-def _spans(start: float, end: float, most: int) -> Iterator[tuple[float, float]]:
-    """Yield adjoining spans of an hour, or longer where there would be more than ``most``."""
-    step = max(_CHUNK_SECONDS, (end - start) / most)
+def _spans(
+    start: float, end: float, seconds: float, most: int = _MOST_READS
+) -> Iterator[tuple[float, float]]:
+    """Yield adjoining spans of some time, or longer where there would be more than ``most``."""
+    step = max(seconds, (end - start) / most)
     while start < end:
         until = min(start + step, end)
         yield start, until
@@ -186,17 +234,8 @@ def _table(frame: pd.DataFrame, labels: Mapping[SeriesKey, str]) -> pa.Table:
         for entity, signal in zip(frame["entity"], frame["signal"], strict=True)
     ]
     return pa.Table.from_pandas(
-        frame.assign(**{LABELS_COLUMN: described}), schema=_SCHEMA, preserve_index=False
+        frame.assign(**{LABELS_COLUMN: described}), schema=SAMPLES_SCHEMA, preserve_index=False
     )
-
-
-def _writer(path: Path, suffix: str) -> AbstractContextManager[Any]:
-    writer: AbstractContextManager[Any]
-    if suffix == ".csv":
-        writer = pacsv.CSVWriter(path, _SCHEMA)
-    else:
-        writer = pq.ParquetWriter(path, _SCHEMA, compression="zstd")
-    return writer
 
 
 def import_samples(store: SeriesStore, path: Path, progress: Progress | None = None) -> Moved:
@@ -206,16 +245,18 @@ def import_samples(store: SeriesStore, path: Path, progress: Progress | None = N
         TableError: when the file is not a table of samples; the store is unchanged then.
         StoreError: when the store cannot be written.
     """
-    rows = sum(len(batch) for batch in _batches(path))
+    rows = sum(len(batch) for batch in batches(path, COLUMNS))
     written, seen, first, last = 0, 0, math.inf, -math.inf
-    for batch in _batches(path):
-        columns = [batch.column(name).to_pylist() for name in _present(batch)]
+    for batch in batches(path, COLUMNS):
+        columns = [batch.column(name).to_pylist() for name in present(batch)]
         samples = [
-            Sample(time, entity, signal, value, _labels_from(*labels))
-            for time, entity, signal, value, *labels in zip(*columns, strict=True)
+            Sample(at, entity, signal, value, labels_from(*labels))
+            for at, entity, signal, value, *labels in zip(*columns, strict=True)
             if value is not None and math.isfinite(value)
         ]
         written += store.write(samples)
+        # What came long ago goes to its blocks, or a large file would wait outside of them.
+        store.compact(now_seconds=time.time(), budget_seconds=_COMPACT_SECONDS)
         seen += len(batch)
         first = min([first, *(sample.time_seconds for sample in samples)])
         last = max([last, *(sample.time_seconds for sample in samples)])
@@ -226,33 +267,39 @@ def import_samples(store: SeriesStore, path: Path, progress: Progress | None = N
     return Moved(written, rows - written, first, last)
 
 
-def read_samples(path: Path) -> pd.DataFrame:
-    """Read a whole file into the table that :meth:`SeriesReader.read` returns.
+def import_rollups(store: SqliteSeriesStore, path: Path, progress: Progress | None = None) -> Moved:
+    """Write a file's roll-ups to a store. The whole file is checked before the first is written.
+
+    A bucket that the store has is replaced.
 
     Raises:
-        TableError: when the file is not a table of samples.
+        TableError: when the file is not a table of roll-ups; the store is unchanged then.
+        StoreError: when the store cannot be written.
     """
-    batches = [batch.select(list(COLUMNS)) for batch in _batches(path)]
-    frame: pd.DataFrame = pa.Table.from_batches(batches, pa.schema(list(_SCHEMA)[:4])).to_pandas()
-    return frame.dropna().sort_values("time", kind="stable", ignore_index=True)
+    rows = sum(len(batch) for batch in batches(path, ROLLUP_COLUMNS))
+    seen, first, last = 0, math.inf, -math.inf
+    for batch in batches(path, ROLLUP_COLUMNS):
+        frame = batch.to_pandas()
+        for resolution, part in frame.groupby("resolution_seconds"):
+            store.write_rollups(part, resolution_seconds=int(str(resolution)))
+        seen += len(batch)
+        first, last = min(first, frame["time"].min()), max(last, frame["time"].max())
+        if progress is not None:
+            progress(seen / rows)
+    return Moved(rows, 0, first, last) if rows else Moved(0)
 
 
-def columns_of(path: Path) -> Sequence[str]:
-    """Return the names of a file's columns.
+def compact_in_steps(store: SeriesStore, progress: Progress | None = None) -> None:
+    """Compact all that is due, some at a time; it may be ended between and goes on another time.
 
     Raises:
-        TableError: when the file cannot be read.
+        StoreError: when the store cannot be written.
     """
-    _check_suffix(path)
-    try:
-        if path.suffix == ".csv":
-            with closing(pacsv.open_csv(path)) as reader:
-                names: Sequence[str] = reader.schema.names
-                return names
-        names = pq.read_schema(path).names
-    except (OSError, pa.ArrowException) as error:
-        raise TableError(f"{path}: cannot be read: {error}") from error
-    return names
+    steps = 0
+    while not store.compact(now_seconds=time.time(), budget_seconds=_COMPACT_SECONDS):
+        steps += 1
+        if progress is not None:
+            progress(1.0 - 0.9**steps)  # how much is left is not known before it is done
 
 
 def prune_in_steps(
@@ -267,127 +314,8 @@ def prune_in_steps(
     """
     first = min((info.first_seconds for info in store.series()), default=before_seconds)
     gone = 0
-    for _, until in _spans(first, before_seconds, _MOST_TRANSACTIONS):
+    for _, until in _spans(first, before_seconds, _CHUNK_SECONDS, _MOST_TRANSACTIONS):
         gone += store.prune(before_seconds=until)
         if progress is not None:
             progress((until - first) / (before_seconds - first))
     return gone
-
-
-def _check_suffix(path: Path) -> None:
-    if path.suffix not in SUFFIXES:
-        raise TableError(f"{path}: its name must end in one of {', '.join(SUFFIXES)}")
-
-
-def _batches(path: Path) -> Iterator[pa.RecordBatch]:
-    """Yield the checked rows of a file, in the types of the schema."""
-    names = columns_of(path)
-    for name in COLUMNS:
-        if name not in names:
-            raise TableError(
-                f"{path}: there is no column {name!r}; it has {', '.join(map(repr, names))} "
-                f"and needs {', '.join(COLUMNS)}"
-            )
-    wanted = [*COLUMNS, *([LABELS_COLUMN] if LABELS_COLUMN in names else [])]
-    row = 1 if path.suffix == ".csv" else 0  # the header is the first row of a CSV
-    try:
-        for batch in _raw_batches(path, wanted):
-            _check(path, batch, row)
-            row += len(batch)
-            yield batch
-    except (OSError, pa.ArrowException) as error:
-        raise TableError(f"{path}: {_in_words(str(error), names)}") from error
-
-
-def _raw_batches(path: Path, wanted: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    schema = pa.schema([_SCHEMA.field(name) for name in wanted])
-    if path.suffix == ".csv":
-        convert = pacsv.ConvertOptions(
-            column_types=schema, include_columns=list(wanted), strings_can_be_null=False
-        )
-        # One thread: only then does an error name the row.
-        with closing(
-            pacsv.open_csv(path, pacsv.ReadOptions(use_threads=False), convert_options=convert)
-        ) as reader:
-            yield from reader
-        return
-    with pq.ParquetFile(path) as file:
-        for name in wanted:
-            kind = file.schema_arrow.field(name).type
-            if not _fits(kind, schema.field(name).type):
-                raise TableError(f"{path}: column {name!r} holds {kind}, expected {_WORDS[name]}")
-        for batch in file.iter_batches(_CHUNK_ROWS, columns=list(wanted)):
-            yield batch.select(list(wanted)).cast(schema)
-
-
-_WORDS = {
-    "time": "numbers: seconds since the epoch",
-    "entity": "text",
-    "signal": "text",
-    "value": "numbers",
-    LABELS_COLUMN: "text: a JSON object",
-}
-
-
-def _fits(kind: pa.DataType, wanted: pa.DataType) -> bool:
-    if wanted == pa.float64():
-        return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind))
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
-
-
-def _check(path: Path, batch: pa.RecordBatch, row: int) -> None:
-    """Refuse what a sample cannot have; ``row`` is the number of the row before the first."""
-    times = batch.column("time").to_numpy(zero_copy_only=False)
-    _refuse(path, "time", row, ~np.isfinite(times), "the time is missing")
-    _refuse(
-        path, "time", row, (times < 0) | (times > _LARGEST_EPOCH_SECONDS),
-        "the time is not in seconds since the epoch",
-    )  # fmt: skip
-    for name in ("entity", "signal"):
-        texts = batch.column(name).to_pylist()
-        _refuse(path, name, row, np.array([not text for text in texts]), f"the {name} is missing")
-    if LABELS_COLUMN in batch.schema.names:
-        texts = batch.column(LABELS_COLUMN).to_pylist()
-        wrong = np.array([not _are_labels(text) for text in texts])
-        _refuse(path, LABELS_COLUMN, row, wrong, "not a JSON object")
-
-
-def _are_labels(text: str | None) -> bool:
-    try:
-        _labels_from(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _refuse(path: Path, column: str, row: int, wrong: NDArray[np.bool_], why: str) -> None:
-    places = np.flatnonzero(wrong)
-    if places.size:
-        raise TableError(f"{path}, row {row + int(places[0]) + 1}, column {column!r}: {why}")
-
-
-def _in_words(error: str, names: Sequence[str]) -> str:
-    """Put the name of the column where Arrow gives its number."""
-    for number, name in enumerate(names):
-        error = error.replace(f"CSV column #{number}:", f"column {name!r}:")
-    return error
-
-
-def _present(batch: pa.RecordBatch) -> Sequence[str]:
-    names: Sequence[str] = batch.schema.names
-    return names
-
-
-@lru_cache(maxsize=4096)
-def _labels_from(text: str | None = None) -> Mapping[str, str]:
-    """Read the labels of a row; a million rows have a handful of them.
-
-    Raises:
-        ValueError: when the text is not a JSON object.
-    """
-    given = json.loads(text or "{}")
-    if not isinstance(given, dict):
-        raise ValueError("not a JSON object")  # noqa: TRY004 - one kind of error for any wrong text
-    return {str(name): str(value) for name, value in given.items()}

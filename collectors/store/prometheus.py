@@ -20,8 +20,8 @@ from collectors.fleet_reader import selectors
 from collectors.pieces import read_in_pieces
 from collectors.promapi import Matrix, PrometheusClient
 from collectors.signals import catalogue
-from collectors.store.contract import SeriesInfo, StoreError
-from collectors.store.frames import sample_frame
+from collectors.store.contract import SeriesInfo, StoreError, check_resolution
+from collectors.store.frames import rolled_up, sample_frame
 
 log = structlog.get_logger(__name__)
 
@@ -120,6 +120,30 @@ class PrometheusSeriesReader:
         series, times, values = (list(column) for column in columns)
         keys = {number: key for key, number in numbers.items()}
         return sample_frame([int(number) for number in series], times, values, keys)
+
+    def read_rollup(
+        self,
+        *,
+        start_seconds: float,
+        end_seconds: float,
+        resolution_seconds: float = 60.0,
+        entities: Collection[str] | None = None,
+        signals: Collection[str] | None = None,
+    ) -> pd.DataFrame:
+        """Count what :meth:`read` gives into buckets; see :class:`SeriesReader`.
+
+        The lowest and highest are those of the points at ``step_seconds``: Prometheus tells nothing of
+        what lies between them without a query for every signal.
+        """
+        resolution = check_resolution(resolution_seconds)
+        start, end = (
+            math.ceil(seconds / resolution) * resolution if math.isfinite(seconds) else seconds
+            for seconds in (start_seconds, end_seconds)
+        )
+        samples = self.read(
+            start_seconds=start, end_seconds=end, entities=entities, signals=signals
+        )
+        return rolled_up(samples, resolution)
 
     def close(self) -> None:
         """Close the connection."""

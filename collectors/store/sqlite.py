@@ -1,176 +1,59 @@
 """The embedded series store: one SQLite file in write-ahead-log mode.
 
-One process writes and any number read at the same time. Samples lie clustered by ``(series, time)``,
-so a series over a span of time is one contiguous read. Reads go through ADBC straight into Arrow.
+One process writes and any number read at the same time. A call of the writer is one row; an hour later
+its samples lie in a compressed block a series and hour (see :mod:`collectors.store.schema`).
 """
 
 from __future__ import annotations
 
 import fcntl
 import json
-import math
 import sqlite3
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, TypeVar
 
-import adbc_driver_sqlite.dbapi as adbc
+import numpy as np
 import pandas as pd
 import structlog
 
-from collectors.contract import Sample, SeriesKey
+from collectors.contract import Sample
+from collectors.store import compaction, hot, retention, rollups
+from collectors.store.buckets import Buckets, key_of
+from collectors.store.columns import HOUR_MILLISECONDS, Columns, FloatArray, IntArray
+from collectors.store.compaction import Step
 from collectors.store.contract import SeriesInfo, StoreError
-from collectors.store.frames import sample_frame
+from collectors.store.reader import SqliteSeriesReader, milliseconds
+from collectors.store.reserve import Reserve
+from collectors.store.schema import (
+    SIDE_FILES,
+    is_damage,
+    is_full,
+    open_for_writing,
+    set_page_layout,
+    transaction,
+)
+
+__all__ = ["SqliteSeriesReader", "SqliteSeriesStore"]
 
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS series (
-  id INTEGER PRIMARY KEY AUTOINCREMENT,
-  entity TEXT NOT NULL,
-  signal TEXT NOT NULL,
-  labels TEXT NOT NULL,
-  UNIQUE (entity, signal)
-);
-CREATE TABLE IF NOT EXISTS samples (
-  series_id INTEGER NOT NULL,
-  time INTEGER NOT NULL,
-  value REAL NOT NULL,
-  PRIMARY KEY (series_id, time)
-) WITHOUT ROWID;
-"""
-_SCHEMA_VERSION = 1
-
-# A tick touches one leaf page of every series. Small pages keep what it appends to the log small:
-# 150 series a second cost 0.15 MB/s at 1 KiB a page and 0.6 MB/s at SQLite's default of 4 KiB.
-_PAGE_BYTES = 1024
-_BUSY_SECONDS = 5.0
-_SIDE_FILES = ("", "-wal", "-shm")
-
-
-class SqliteSeriesReader:
-    """Reads a series file that another process may be writing.
-
-    The file is opened on the first read, so a reader may be made before the writer has started. When
-    the writer starts a new file (after quarantining a damaged one) the next read follows it. Calls are
-    serialised, so one reader may be shared by threads.
-    """
-
-    def __init__(self, path: Path | str) -> None:
-        self._path = Path(path)
-        self._lock = threading.Lock()
-        self._connection: Any = None
-        self._identity: tuple[int, int] | None = None
-
-    def series(self) -> Sequence[SeriesInfo]:
-        """List every series with its newest value."""
-        rows = self._rows(
-            """
-            SELECT entity, signal, labels,
-              (SELECT time FROM samples WHERE series_id = id ORDER BY time LIMIT 1) AS first,
-              (SELECT time FROM samples WHERE series_id = id ORDER BY time DESC LIMIT 1) AS last,
-              (SELECT value FROM samples WHERE series_id = id ORDER BY time DESC LIMIT 1) AS value
-            FROM series WHERE last IS NOT NULL ORDER BY entity, signal
-            """
-        )
-        return [
-            SeriesInfo(
-                key=SeriesKey(row["entity"], row["signal"]),
-                labels=json.loads(row["labels"]),
-                first_seconds=row["first"] / 1000,
-                last_seconds=row["last"] / 1000,
-                last_value=row["value"],
-            )
-            for row in rows
-        ]
-
-    def read(
-        self,
-        *,
-        start_seconds: float,
-        end_seconds: float,
-        entities: Collection[str] | None = None,
-        signals: Collection[str] | None = None,
-    ) -> pd.DataFrame:
-        """Read samples with ``start <= time < end``; see :class:`SeriesReader`."""
-        keys = {
-            row["id"]: SeriesKey(row["entity"], row["signal"])
-            for row in self._rows("SELECT id, entity, signal FROM series")
-            if (entities is None or row["entity"] in entities)
-            and (signals is None or row["signal"] in signals)
-        }
-        if not keys:
-            return sample_frame([], [], [], {})
-        # The ids come from this file as integers, so putting them into the text is safe, and a list of
-        # any length keeps the clustered key in use where bound parameters would be limited in number.
-        ids = ",".join(str(int(identity)) for identity in keys)
-        table = self._query(
-            f"SELECT series_id, time, value FROM samples WHERE series_id IN ({ids}) "  # noqa: S608
-            "AND time >= ? AND time < ?",
-            (_milliseconds(start_seconds), _milliseconds(end_seconds)),
-        )
-        return sample_frame(
-            table.column("series_id").to_numpy(),
-            table.column("time").to_numpy() / 1000.0,
-            table.column("value").to_numpy(),
-            keys,
-        )
-
-    def close(self) -> None:
-        """Release the connection; a later read opens it again."""
-        with self._lock:
-            self._disconnect()
-
-    def _rows(self, sql: str) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = self._query(sql, ()).to_pylist()
-        return rows
-
-    def _query(self, sql: str, parameters: tuple[int, ...]) -> Any:
-        with self._lock:
-            try:
-                with self._connect().cursor() as cursor:
-                    cursor.adbc_statement.set_options(**{"adbc.sqlite.query.batch_rows": "65536"})
-                    cursor.execute(sql, parameters or None)
-                    return cursor.fetch_arrow_table()
-            except adbc.Error as error:
-                self._disconnect()
-                raise StoreError(
-                    f"cannot read the series store {self._path}: {error}; if this persists, "
-                    "restart `galen watch`, which sets a damaged file aside and starts a new one"
-                ) from error
-
-    def _connect(self) -> Any:
-        try:
-            status = self._path.stat()
-        except OSError as error:
-            self._disconnect()
-            raise StoreError(
-                f"there is no series store at {self._path}; start `galen watch` (or `galen up`), "
-                "or point --state-dir at the directory that it uses"
-            ) from error
-        identity = (status.st_dev, status.st_ino)
-        if self._connection is None or identity != self._identity:
-            self._disconnect()
-            # Without autocommit the driver would hold one read transaction open for ever, and the
-            # writer could never fold its log back into the file.
-            self._connection = adbc.connect(
-                f"{self._path.absolute().as_uri()}?mode=ro", autocommit=True
-            )
-            self._identity = identity
-            with self._connection.cursor() as cursor:
-                cursor.execute(f"PRAGMA busy_timeout = {int(_BUSY_SECONDS * 1000)}")
-                cursor.fetchall()
-        return self._connection
-
-    def _disconnect(self) -> None:
-        if self._connection is not None:
-            with suppress(adbc.Error):
-                self._connection.close()
-            self._connection = None
+LARGEST_EPOCH_SECONDS = 1e11
+"""Of the year 5138; no clock is further off without being in another unit."""
+MOST_HOT_SAMPLES = 1_000_000
+"""20 MB, which a read has to look through."""
+RESERVE_BYTES = 4 << 20
+"""Twice what the log of SQLite grows to before it is folded into the file."""
+_GRACE_SECONDS = 120.0
+"""How long after an hour its samples may still come without opening its blocks again."""
+_GIVE_BACK_PAGES = 2048
+_LEAST_FREE_SHARE = 0.1
+"""Less than this is kept for the samples to come."""
 
 
 class SqliteSeriesStore:
@@ -179,36 +62,172 @@ class SqliteSeriesStore:
     A file that SQLite calls damaged is renamed to ``<name>.damaged-<n>`` and a new one is started:
     losing history is better than losing sight. After ``kill -9`` SQLite replays its log by itself.
 
+    Args:
+        path: the file; it is made with its directory where it is missing.
+        most_hot_samples: samples outside blocks, above which compaction does not wait for the hour.
+        reserve_bytes: space held back beside the file, so that a full disk can be opened and pruned.
+        clock: for the budget of compaction; it never goes back.
+
     Raises:
         StoreError: when another process already writes this file, or it cannot be created.
     """
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        most_hot_samples: int = MOST_HOT_SAMPLES,
+        reserve_bytes: int = RESERVE_BYTES,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._path = Path(path)
+        self._most_hot_samples = most_hot_samples
+        self._clock = clock
         self._lock = threading.Lock()
-        self._ids: dict[SeriesKey, tuple[int, Mapping[str, str]]] = {}
+        self._ids: dict[tuple[str, str], tuple[int, Mapping[str, str]]] = {}
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(f"cannot make the directory of {self._path}: {error}") from error
         self._guard = _claim(self._path)
+        self._reserve = Reserve(self._path.with_name(f"{self._path.name}.reserve"), reserve_bytes)
         try:
             self._connection = self._open()
         except StoreError:
             self._guard.close()
             raise
         self._reader = SqliteSeriesReader(self._path)
+        self._reserve.hold()
 
     def write(self, samples: Sequence[Sample]) -> int:
         """Append samples in one transaction; see :class:`SeriesStore`."""
-        finite = [sample for sample in samples if math.isfinite(sample.value)]
-        if finite:
-            self._guarded(lambda: self._write(finite))
-        return len(finite)
+        if not samples:
+            return 0
+        times = np.array([sample[0] for sample in samples], np.float64)
+        values = np.array([sample[3] for sample in samples], np.float64)
+        # Also false for what is not a number.
+        good = (np.abs(times) <= LARGEST_EPOCH_SECONDS) & (np.abs(values) < np.inf)
+        if not good.all():
+            samples = [samples[place] for place in np.flatnonzero(good).tolist()]
+            times, values = times[good], values[good]
+        if samples:
+            stamps = np.rint(times * 1000).astype(np.int64)
+            self._guarded(lambda: self._write(samples, stamps, values))
+        return len(samples)
+
+    def write_rollups(self, buckets: pd.DataFrame, *, resolution_seconds: int) -> None:
+        """Put roll-ups in the place of those that the store has, in one transaction.
+
+        Args:
+            buckets: the columns of :meth:`read_rollup`, a bucket at most once.
+            resolution_seconds: 60 or 3600.
+        """
+        size = resolution_seconds * 1000
+
+        def work() -> None:
+            with transaction(self._connection) as connection:
+                keys = zip(buckets["entity"], buckets["signal"], strict=True)
+                known = {
+                    key: self._ids.get(key) or self._find_or_register(connection, *key)
+                    for key in dict.fromkeys(keys)
+                }
+                keys = zip(buckets["entity"], buckets["signal"], strict=True)
+                series = np.array([known[key][0] for key in keys], np.int64)
+                numbers = np.rint(buckets["time"].to_numpy() * 1000).astype(np.int64) // size
+                order = np.argsort(key_of(series, numbers))
+                given = Buckets(
+                    key_of(series, numbers),
+                    *(buckets[name].to_numpy() for name in ("count", "min", "max", "mean")),
+                )
+                rollups.replace(connection, given.where(order), size)
+
+        self._guarded(work)
 
     def prune(self, *, before_seconds: float) -> int:
-        """Delete samples older than a time, and series that have none left."""
-        return self._guarded(lambda: self._prune(_milliseconds(before_seconds)))
+        """Delete samples older than a time, and series that have nothing left."""
+        return self._on_a_full_disk(lambda: self._prune(milliseconds(before_seconds)))
+
+    def prune_rollups(self, *, minutes_before_seconds: float, hours_before_seconds: float) -> int:
+        """Delete old roll-ups; see :class:`SeriesStore`."""
+        minutes, hours = (
+            milliseconds(seconds) // HOUR_MILLISECONDS
+            for seconds in (minutes_before_seconds, hours_before_seconds)
+        )
+
+        def work() -> int:
+            with transaction(self._connection) as connection:
+                return rollups.forget_hours(connection, hours) + rollups.forget_minutes(
+                    connection, minutes
+                )
+
+        return self._on_a_full_disk(work)
+
+    def compact(self, *, now_seconds: float, budget_seconds: float) -> bool:
+        """Move the samples of hours that are over into blocks; see :class:`SeriesStore`."""
+        until = self._clock() + budget_seconds
+        cutoff = milliseconds(now_seconds - _GRACE_SECONDS)
+        cutoff -= cutoff % HOUR_MILLISECONDS
+
+        def expired() -> bool:
+            return self._clock() >= until
+
+        def work() -> bool:
+            steps: Sequence[Callable[[], Step]] = (
+                lambda: compaction.compact_hot(
+                    self._connection, cutoff=cutoff, most_samples=self._most_hot_samples,
+                    expired=expired,
+                ),
+                lambda: compaction.compact_legacy(self._connection, expired=expired),
+            )  # fmt: skip
+            for step in steps:
+                while not step().done:
+                    if expired():
+                        return False
+            return True
+
+        return self._guarded(work)
+
+    def give_back(self) -> int:
+        """Shorten the file where much of it holds nothing; see :class:`SeriesStore`."""
+
+        def work() -> int:
+            free = retention.free_bytes(self._connection)
+            if free < _LEAST_FREE_SHARE * self._path.stat().st_size or not retention.can_shrink(
+                self._connection
+            ):
+                return 0
+            retention.give_back(self._connection, _GIVE_BACK_PAGES)
+            return free - retention.free_bytes(self._connection)
+
+        return self._guarded(work)
+
+    def vacuum(self, progress: Callable[[], None] | None = None) -> int:
+        """Rewrite the whole file without what holds nothing; return the bytes that it is shorter.
+
+        It needs as much free space again as the file has content. Interrupted, it changes nothing.
+
+        Raises:
+            StoreError: when somebody else has the file open, or the space is missing.
+        """
+
+        def work() -> int:
+            connection = self._connection
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            before = self._path.stat().st_size
+            if progress is not None:
+                connection.set_progress_handler(progress, 100_000)
+            try:
+                # The size of a page can only change outside of the log's mode.
+                connection.execute("PRAGMA journal_mode = DELETE").fetchone()
+                set_page_layout(connection)
+                connection.execute("VACUUM")
+            finally:
+                connection.set_progress_handler(None, 0)
+                connection.execute("PRAGMA journal_mode = WAL").fetchone()
+            return before - self._path.stat().st_size
+
+        self._reader.close()
+        return self._guarded(work)
 
     def series(self) -> Sequence[SeriesInfo]:
         """List every series with its newest value."""
@@ -227,6 +246,24 @@ class SqliteSeriesStore:
             start_seconds=start_seconds, end_seconds=end_seconds, entities=entities, signals=signals
         )
 
+    def read_rollup(
+        self,
+        *,
+        start_seconds: float,
+        end_seconds: float,
+        resolution_seconds: float = 60.0,
+        entities: Collection[str] | None = None,
+        signals: Collection[str] | None = None,
+    ) -> pd.DataFrame:
+        """Read buckets that begin in ``start <= time < end``; see :class:`SeriesReader`."""
+        return self._reader.read_rollup(
+            start_seconds=start_seconds,
+            end_seconds=end_seconds,
+            resolution_seconds=resolution_seconds,
+            entities=entities,
+            signals=signals,
+        )
+
     def close(self) -> None:
         """Fold the log into the file and let another process write it."""
         self._reader.close()
@@ -236,30 +273,49 @@ class SqliteSeriesStore:
 
     def _open(self) -> sqlite3.Connection:
         try:
-            return _connect(self._path)
+            return open_for_writing(self._path)
         except sqlite3.Error as error:
-            if not _is_damage(error):
+            if is_full(error) and self._reserve.spend():
+                return self._open()
+            if not is_damage(error):
                 raise StoreError(
                     f"cannot open the series store {self._path}: {error}; check that the directory "
                     "is writable and that the disk has space"
                 ) from error
             self._quarantine(error)
-            return _connect(self._path)
+            return open_for_writing(self._path)
+
+    def _on_a_full_disk(self, work: Callable[[], T]) -> T:
+        """Do what frees space, if need be with the space held back for it."""
+        try:
+            done = self._guarded(work)
+        except StoreError as error:
+            if not is_full(error.__cause__) or not self._reserve.spend():
+                raise
+            done = self._guarded(work)
+            # The log has taken what the reserve gave; the pages that are free now are in the file.
+            self._guarded(
+                lambda: self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            )
+        self._reserve.hold()
+        return done
 
     def _guarded(self, work: Callable[[], T]) -> T:
         with self._lock:
             try:
                 return work()
-            except sqlite3.Error as error:
+            except BaseException as error:
                 self._ids.clear()  # a series that was new in the failed transaction has no number
-                if not _is_damage(error):
+                if not isinstance(error, sqlite3.Error):
+                    raise
+                if not is_damage(error):
                     raise StoreError(
                         f"cannot write the series store {self._path}: {error}; check that the disk "
                         "has space and that the file is writable"
                     ) from error
                 self._connection.close()
                 self._quarantine(error)
-                self._connection = _connect(self._path)
+                self._connection = open_for_writing(self._path)
                 return work()
 
     def _quarantine(self, error: Exception) -> None:
@@ -270,91 +326,51 @@ class SqliteSeriesStore:
                 candidate := self._path.with_name(f"{self._path.name}.damaged-{number}")
             ).exists()
         )
-        for suffix in _SIDE_FILES:
+        for suffix in SIDE_FILES:
             with suppress(FileNotFoundError):
                 Path(f"{self._path}{suffix}").rename(f"{target}{suffix}")
         log.error(
             "series_store_quarantined", path=str(self._path), kept_as=str(target), error=str(error)
         )
 
-    def _write(self, samples: Sequence[Sample]) -> None:
-        with _transaction(self._connection) as connection:
-            rows = [
-                (
-                    self._series_id(connection, sample),
-                    _milliseconds(sample.time_seconds),
-                    sample.value,
-                )
-                for sample in samples
-            ]
-            connection.executemany(
-                "INSERT INTO samples VALUES (?, ?, ?) "
-                "ON CONFLICT (series_id, time) DO UPDATE SET value = excluded.value",
-                rows,
-            )
+    def _write(self, samples: Sequence[Sample], times: IntArray, values: FloatArray) -> None:
+        with transaction(self._connection) as connection:
+            known = self._ids
+            numbers = np.empty(len(samples), np.int64)
+            for place, (_, entity, signal, _, labels) in enumerate(samples):
+                entry = known.get((entity, signal))
+                if entry is None or (entry[1] is not labels and entry[1] != labels):
+                    entry = self._register(connection, entity, signal, labels)
+                numbers[place] = entry[0]
+            hot.add(connection, Columns(numbers, times, values))
 
-    def _series_id(self, connection: sqlite3.Connection, sample: Sample) -> int:
-        key = SeriesKey(sample.entity, sample.signal)
-        known = self._ids.get(key)
-        if known is not None and known[1] == sample.labels:
-            return known[0]
-        labels = dict(sample.labels)
+    def _find_or_register(
+        self, connection: sqlite3.Connection, entity: str, signal: str
+    ) -> tuple[int, Mapping[str, str]]:
+        row = connection.execute(
+            "SELECT id, labels FROM series WHERE entity = ? AND signal = ?", (entity, signal)
+        ).fetchone()
+        if row is None:
+            return self._register(connection, entity, signal, {})
+        return int(row[0]), json.loads(row[1])
+
+    def _register(
+        self, connection: sqlite3.Connection, entity: str, signal: str, labels: Mapping[str, str]
+    ) -> tuple[int, Mapping[str, str]]:
+        described = dict(labels)
         row = connection.execute(
             "INSERT INTO series (entity, signal, labels) VALUES (?, ?, ?) "
             "ON CONFLICT (entity, signal) DO UPDATE SET labels = excluded.labels RETURNING id",
-            (*key, json.dumps(labels, sort_keys=True)),
+            (entity, signal, json.dumps(described, sort_keys=True)),
         ).fetchone()
-        self._ids[key] = (int(row[0]), labels)
-        return int(row[0])
+        entry = (int(row[0]), described)
+        self._ids[entity, signal] = entry
+        return entry
 
     def _prune(self, before: int) -> int:
-        with _transaction(self._connection) as connection:
-            gone = connection.execute(
-                "DELETE FROM samples WHERE series_id IN (SELECT id FROM series) AND time < ?",
-                (before,),
-            ).rowcount
-            connection.execute(
-                "DELETE FROM series WHERE NOT EXISTS (SELECT 1 FROM samples WHERE series_id = id)"
-            )
+        gone = retention.prune(self._connection, before)
         self._ids.clear()
         return gone
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    # check_same_thread: the store's own lock serialises the callers.
-    connection = sqlite3.connect(
-        path, isolation_level=None, timeout=_BUSY_SECONDS, check_same_thread=False
-    )
-    try:
-        connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
-        connection.execute("PRAGMA journal_mode = WAL")
-        # NORMAL never corrupts in WAL mode; only the last transactions can be lost, on power failure.
-        connection.execute("PRAGMA synchronous = NORMAL")
-        connection.executescript(_SCHEMA)
-        _check_layout(connection, path)
-        connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
-        connection.execute("SELECT count(*) FROM series").fetchone()
-    except (sqlite3.Error, StoreError):
-        connection.close()
-        raise
-    return connection
-
-
-def _check_layout(connection: sqlite3.Connection, path: Path) -> None:
-    version = int(connection.execute("PRAGMA user_version").fetchone()[0])
-    if version not in {0, _SCHEMA_VERSION}:
-        raise StoreError(
-            f"the series store {path} has layout {version} and this Galen writes layout "
-            f"{_SCHEMA_VERSION}; move the file away or use the Galen that wrote it"
-        )
-
-
-def _is_damage(error: sqlite3.Error) -> bool:
-    # Some errors (a misuse of the module) carry no code.
-    return getattr(error, "sqlite_errorcode", None) in {
-        sqlite3.SQLITE_CORRUPT,
-        sqlite3.SQLITE_NOTADB,
-    }
 
 
 def _claim(path: Path) -> IO[str]:
@@ -372,23 +388,3 @@ def _claim(path: Path) -> IO[str]:
             "`galen watch`, or give this one its own --state-dir"
         ) from error
     return handle
-
-
-@contextmanager
-def _transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield connection
-        connection.execute("COMMIT")
-    except BaseException:
-        # A failed commit may already have rolled back, and a damaged file cannot.
-        with suppress(sqlite3.Error):
-            connection.execute("ROLLBACK")
-        raise
-
-
-def _milliseconds(seconds: float) -> int:
-    # SQLite holds 64-bit integers; an unbounded end such as infinity reads as the largest time.
-    if not math.isfinite(seconds):
-        return -(2**62) if seconds < 0 else 2**62
-    return round(seconds * 1000)

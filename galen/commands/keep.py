@@ -137,8 +137,9 @@ def store_export(
 ) -> None:
     """Write samples to a file; exit status 1 when there are none."""
     from collectors.store.contract import StoreError
-    from collectors.store.keeper import TableError, export_samples
+    from collectors.store.keeper import export_samples
     from collectors.store.sqlite import SqliteSeriesReader
+    from collectors.store.tables import TableError
 
     _check_suffix(out)
     start, end = _window(since, until)
@@ -167,7 +168,8 @@ def store_import(
     The whole file is checked first. A sample that the store has already at that time is replaced.
     """
     from collectors.store.contract import StoreError
-    from collectors.store.keeper import TableError, import_samples
+    from collectors.store.keeper import import_samples
+    from collectors.store.tables import TableError
 
     _check_suffix(file)
     with store_writer(invocation(config, state_dir).paths) as target:

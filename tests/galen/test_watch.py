@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,6 +29,7 @@ class World:
     analysed: list[Sequence[Sample]] = field(default_factory=list)
     healed: list[Any] = field(default_factory=list)
     pruned: list[float] = field(default_factory=list)
+    compacted: int = 0
 
     def call(self, part: str) -> None:
         if part in self.failing:
@@ -37,19 +38,19 @@ class World:
     def loop(self, board: StatusBoard | None = None) -> WatchLoop:
         parts = SimpleNamespace(
             poller=SimpleNamespace(tick=self.poll),
-            store=SimpleNamespace(write=self.write, prune=self.prune),
+            store=SimpleNamespace(write=self.write),
             history=History(capacity_ticks=10),
             analyst=SimpleNamespace(tick=self.analyse, save=lambda: None),
             healer=SimpleNamespace(tick=self.heal),
             ledger=SimpleNamespace(standing=list),
             journal=self.journal,
             seasons=SimpleNamespace(take=lambda now: {}),
+            upkeep=SimpleNamespace(due=self.due),
         )
         assert set(vars(parts)) == set(WatchParts.__dataclass_fields__)
         return WatchLoop(
             parts,  # type: ignore[arg-type]
             interval_seconds=1.0,
-            retention_seconds=3600.0,
             clock=lambda: 10_000.0,
             board=board,
         )
@@ -63,9 +64,16 @@ class World:
         self.stored.extend(samples)
         return len(samples)
 
-    def prune(self, *, before_seconds: float) -> int:
-        self.pruned.append(before_seconds)
-        return 0
+    def due(self, now: float) -> Iterator[tuple[str, Any]]:
+        yield "prune", lambda: self.prune(now)
+        yield "compact", self.compact
+
+    def prune(self, now: float) -> None:
+        self.call("prune")
+        self.pruned.append(now)
+
+    def compact(self) -> None:
+        self.compacted += 1
 
     def analyse(self, now: float, samples: Sequence[Sample], links: Sequence[Link]) -> Any:
         self.call("analyse")
@@ -94,7 +102,15 @@ def test_a_tick_goes_through_the_house_in_one_direction(world: World) -> None:
     ]
     assert len(world.analysed) == 2
     assert world.healed == [["open"], ["open"]]
-    assert world.pruned == [10_000.0 - 3600.0]
+    assert world.pruned == [10_000.0, 10_001.0]
+
+
+def test_a_duty_of_the_store_that_fails_holds_up_no_other(world: World) -> None:
+    world.failing = {"prune"}
+    world.loop().tick(10_000.0)
+    assert world.compacted == 1
+    (event,) = world.journal.events(kinds=[EventKind.PART_FAILED])
+    assert "prune" in event.summary
 
 
 @pytest.mark.parametrize("part", ["store", "analyse", "heal"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -20,7 +20,29 @@ COLUMNS = ["time", "entity", "signal", "value"]
 MakeStore = Callable[[], SeriesStore]
 
 
-@pytest.fixture(params=[SqliteSeriesStore])
+class CompactingStore(SqliteSeriesStore):
+    """Compacts after every write, as little at a time as it can."""
+
+    def write(self, samples: Sequence[Sample]) -> int:
+        written = super().write(samples)
+        while not self.compact(now_seconds=T0 * 10, budget_seconds=0.0):
+            pass
+        return written
+
+
+class CrowdedStore(SqliteSeriesStore):
+    """Has room for one sample outside of blocks, and opens the blocks of an hour again and again."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, most_hot_samples=1)
+
+    def write(self, samples: Sequence[Sample]) -> int:
+        written = super().write(samples)
+        self.compact(now_seconds=0.0, budget_seconds=0.0)
+        return written
+
+
+@pytest.fixture(params=[SqliteSeriesStore, CompactingStore, CrowdedStore])
 def make_store(request: pytest.FixtureRequest, tmp_path: Path) -> MakeStore:
     made = iter(range(1000))
     return lambda: request.param(tmp_path / f"series-{next(made)}.sqlite")

@@ -12,14 +12,15 @@ from hypothesis import strategies as st
 
 from collectors.contract import Sample, SeriesKey
 from collectors.store.keeper import (
-    TableError,
+    export_rollups,
     export_samples,
+    import_rollups,
     import_samples,
     prune_in_steps,
-    read_samples,
     summarise,
 )
 from collectors.store.sqlite import SqliteSeriesStore
+from collectors.store.tables import TableError, is_rollup, read_samples
 
 START = 1_800_000_000.25
 EVER = {"start_seconds": float("-inf"), "end_seconds": float("inf")}
@@ -213,3 +214,64 @@ def test_pruning_in_steps_deletes_what_is_older_and_nothing_else(store: SqliteSe
     assert told[-1] == 1.0
     assert store.read(**EVER)["time"].min() == START + 2.5 * 3600
     assert prune_in_steps(store, before_seconds=START) == 0
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv"])
+@pytest.mark.parametrize("resolution", [60, 3600])
+def test_rollups_that_are_exported_can_be_imported(
+    store: SqliteSeriesStore, tmp_path: Path, kind: str, resolution: int
+) -> None:
+    fill(store, range(0, 3 * 3600, 7))
+    out = tmp_path / f"out.{kind}"
+    span = {"start_seconds": START - 3600, "end_seconds": START + 5 * 3600}
+    moved = export_rollups(store, out, resolution_seconds=resolution, **span)
+    assert is_rollup(out)
+    expected = store.read_rollup(**EVER, resolution_seconds=resolution)
+    assert moved.samples == len(expected) >= 6
+    other = SqliteSeriesStore(tmp_path / "other.sqlite")
+    for _ in range(2):  # the second time each takes the place of itself
+        assert import_rollups(other, out).samples == len(expected)
+        pd.testing.assert_frame_equal(
+            other.read_rollup(**EVER, resolution_seconds=resolution), expected
+        )
+    assert other.read_rollup(**EVER, resolution_seconds=7200)["count"].sum() == 2 * 1543
+    assert other.series() == []
+    other.close()
+
+
+def test_imported_minutes_leave_an_hour_that_knows_more(
+    store: SqliteSeriesStore, tmp_path: Path
+) -> None:
+    fill(store, range(0, 3600, 10))
+    store.compact(now_seconds=START * 2, budget_seconds=10.0)
+    hours = store.read_rollup(**EVER, resolution_seconds=3600)
+    minute = int(START // 60) * 60
+    (tmp_path / "one.csv").write_text(
+        "time,entity,signal,resolution_seconds,min,max,mean,count\n"
+        f"{minute + 60},host/a/gpu/0,gpu_power_watts,60,-1,1,0.5,2\n"
+    )
+    import_rollups(store, tmp_path / "one.csv")
+    pd.testing.assert_frame_equal(store.read_rollup(**EVER, resolution_seconds=3600), hours)
+    found = store.read_rollup(start_seconds=minute + 60, end_seconds=minute + 61)
+    assert found[["min", "max", "mean", "count"]].iloc[0].tolist() == [-1, 1, 0.5, 2]
+
+
+@pytest.mark.parametrize(
+    ("row", "wrong"),
+    [
+        ("60,a,b,60,1,2,3,1", "column 'mean': it is not between"),
+        ("60,a,b,60,1,2,,1", "column 'mean': it is not between"),
+        ("60,a,b,60,1,inf,2,1", "column 'min': min and max must be finite"),
+        ("60,a,b,60,1,2,1.5,0", "column 'count': a bucket has"),
+        ("60,a,b,90,1,2,1.5,1", "column 'resolution_seconds': it must be 60 or 3600"),
+        ("61,a,b,60,1,2,1.5,1", "column 'time': it is not the beginning"),
+    ],
+)
+def test_a_rollup_that_no_samples_give_is_refused(
+    store: SqliteSeriesStore, tmp_path: Path, row: str, wrong: str
+) -> None:
+    path = tmp_path / "given.csv"
+    path.write_text(f"time,entity,signal,resolution_seconds,min,max,mean,count\n{row}\n")
+    with pytest.raises(TableError, match=rf"row 2, {wrong}"):
+        import_rollups(store, path)
+    assert store.read_rollup(**EVER).empty
