@@ -22,6 +22,7 @@ from analysis.detection.contract import Detections, Detector, FloatArray, Scores
 from analysis.detection.forest import ForestVote
 from analysis.detection.limits import LimitRule, Limits
 from analysis.detection.mahalanobis import MahalanobisVote
+from analysis.detection.maintenance import Maintenance
 from analysis.detection.profiles import SeriesProfiles
 from analysis.detection.seasonal import SeasonalBaseline
 from analysis.detection.seasonal_fit import SeasonalShape
@@ -60,6 +61,8 @@ class _Moment:
     age: FloatArray
     direction: NDArray[np.int8]
     """On which side of the baseline the value is."""
+    mute: NDArray[np.bool_]
+    """Nothing is raised: the series is under maintenance, or switched off."""
 
 
 class DetectionPipeline:
@@ -93,8 +96,9 @@ class DetectionPipeline:
 
     def _build(self) -> None:
         own = self._settings
-        self._profiles = SeriesProfiles()
-        self._baseline = SeasonalBaseline(own.baseline)
+        self._profiles = SeriesProfiles(own.overrides)
+        self._maintenance = Maintenance(own.maintenance)
+        self._baseline = SeasonalBaseline(own.baseline, own.overrides)
         self._limits = Limits(self._limit_rules)
         self._absence = Absence(own.absence)
         self._leaders: tuple[Detector, ...] = (
@@ -132,7 +136,8 @@ class DetectionPipeline:
         values = self._align(row)
         given = np.isfinite(values)
         increments = self._note(now_seconds, values, given)
-        learn = ~(self._statistical.deviating | self._hard.active)
+        excused = self._maintenance.covered(now_seconds, len(values))
+        learn = ~(self._statistical.deviating | self._hard.active | excused)
         leaders = [
             detector.score(now_seconds, self._input_of(detector, values, increments), learn)
             for detector in self._leaders
@@ -142,7 +147,8 @@ class DetectionPipeline:
         stale = age > self._absence.age_of_observation
         self._lift(leaders, votes)
         direction = self._direction_of_baseline(leaders[0], increments)
-        moment = _Moment(now_seconds, given, stale, age, direction)
+        mute = excused | ~self._profiles["raised"]
+        moment = _Moment(now_seconds, given, stale, age, direction, mute)
         counted = self._update_policies(moment, leaders)
         arrays = self._fuse(moment, leaders, votes, counted)
         anomalies = self._anomalies(now_seconds, arrays)
@@ -218,6 +224,7 @@ class DetectionPipeline:
             self._index[key] = len(self._keys)
             self._keys.append(key)
         self._profiles.grow(keys)
+        self._maintenance.grow(keys)
         for detector in (*self._leaders, *self._votes):
             detector.grow(keys)
         for sized in (self._statistical, self._hard, self._seen, self._last, self._held):
@@ -263,7 +270,7 @@ class DetectionPipeline:
         )
         statistical = np.where(bad, leaders[0].score, np.where(given, 0.0, np.nan))
         # What a series no longer says neither raises nor holds an anomaly of its value.
-        statistical = np.where(stale & ~given, 0.0, statistical)
+        statistical = np.where((stale & ~given) | moment.mute, 0.0, statistical)
         self._statistical.update(
             moment.seconds,
             statistical,
@@ -281,7 +288,7 @@ class DetectionPipeline:
         values, seconds, hold = self._limits.durations
         # Without a bad direction only a rule of its own raises a signal, such as a state.
         others = np.where(harmless, over, np.fmax(absence, np.fmax(drop, trend)))
-        hard = np.fmax(limit, others)
+        hard = np.where(moment.mute, 0.0, np.fmax(limit, others))
         self._hard.update(
             moment.seconds,
             hard,

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from analysis.detection.columns import Columns
 from analysis.detection.contract import FloatArray
+from analysis.detection.settings import SignalOverride
 from collectors.contract import SeriesKey
 from collectors.signals import Bad, Kind, Signal, catalogue
 
@@ -84,7 +85,13 @@ def is_multiplicative(signal: Signal) -> bool:
 class SeriesProfiles:
     """The profile of every series as arrays ``[series]``."""
 
-    def __init__(self) -> None:
+    def __init__(self, overrides: Sequence[SignalOverride] = ()) -> None:
+        """Start without series.
+
+        Args:
+            overrides: of the settings; of several that match a series the last one wins.
+        """
+        self._overrides = tuple(overrides)
         self._columns = Columns(
             multiplicative=False,
             statistical=True,
@@ -103,6 +110,7 @@ class SeriesProfiles:
             relative=0.0,
             minimum_values=3,
             minimum_seconds=3.0,
+            raised=True,
             lowest=-np.inf,
             highest=np.inf,
         )
@@ -126,6 +134,9 @@ class SeriesProfiles:
         self._columns.grow(len(keys))
         for column, key in enumerate(keys, start=start):
             self._describe(column, key.signal)
+            for override in self._overrides:
+                if override.covers(key.entity, key.signal):
+                    self._override(column, override)
 
     def forward(self, values: FloatArray) -> FloatArray:
         """Take values ``[series]`` into the space in which deviations are measured."""
@@ -144,6 +155,19 @@ class SeriesProfiles:
         """Return the least threshold of each series around a level, in the measuring space."""
         linear = np.maximum(self._columns["least"], self._columns["relative"] * np.abs(level))
         return np.where(self._columns["multiplicative"], self._columns["log_floor"], linear)
+
+    def _override(self, column: int, own: SignalOverride) -> None:
+        columns = self._columns
+        columns["raised"][column] = own.enabled
+        if own.least is not None:
+            columns["least"][column] = own.least
+        if own.minimum_values is not None:
+            columns["minimum_values"][column] = own.minimum_values
+        if own.minimum_seconds is not None:
+            columns["minimum_seconds"][column] = own.minimum_seconds
+        if own.bad_direction is not None:
+            columns["bad_up"][column] = own.bad_direction in {"up", "both"}
+            columns["bad_down"][column] = own.bad_direction in {"down", "both"}
 
     def _describe(self, column: int, name: str) -> None:
         columns = self._columns

@@ -22,7 +22,7 @@ from analysis.detection.columns import Columns
 from analysis.detection.contract import FloatArray, Scores
 from analysis.detection.profiles import SeriesProfiles
 from analysis.detection.seasonal_fit import SeasonalShape
-from analysis.detection.settings import BaselineSettings
+from analysis.detection.settings import BaselineSettings, SignalOverride
 from collectors.contract import SeriesKey
 
 _SIGMA_PER_MEAN_DEVIATION = 1.2533
@@ -40,9 +40,11 @@ class SeasonalBaseline:
 
     name = "baseline"
 
-    def __init__(self, settings: BaselineSettings) -> None:
+    def __init__(
+        self, settings: BaselineSettings, overrides: Sequence[SignalOverride] = ()
+    ) -> None:
         self._settings = settings
-        self._profiles = SeriesProfiles()
+        self._profiles = SeriesProfiles(overrides)
         self._tail = TailTracker(settings.tail_rate)
         self._columns = Columns(
             level=np.nan,

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from datetime import datetime
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Literal, Self
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from apscheduler.triggers.cron import CronTrigger
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class DetectionTable(BaseModel):
@@ -161,6 +168,102 @@ class AlertSettings(DetectionTable):
     )
 
 
+def matches(patterns: tuple[str, ...], name: str) -> bool:
+    """Say whether a name fits one of the patterns, in which ``*`` is any text."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+class MaintenanceWindow(DetectionTable):
+    """A time in which some series neither alarm nor teach. One of three ways says when."""
+
+    name: str = Field(min_length=1, max_length=80, description="Shown in the log.")
+    entities: tuple[str, ...] = Field(
+        ("*",), min_length=1, description="Patterns of entities, such as host/gpu-*; * is any text."
+    )
+    signals: tuple[str, ...] = Field(
+        ("*",), min_length=1, description="Patterns of signals, such as gpu_*."
+    )
+    cron: str | None = Field(
+        None, description="When it begins: minute hour day month weekday; with duration_seconds."
+    )
+    duration_seconds: float | None = Field(
+        None, gt=0, le=1209600, description="How long it lasts after each beginning."
+    )
+    start: datetime | None = Field(None, description="When it begins, once; with end.")
+    end: datetime | None = Field(None, description="When it ends.")
+    calendar: Path | None = Field(
+        None, description="An iCalendar file (.ics); it is open during each event of it."
+    )
+    timezone: str = Field("UTC", description="Of cron, and of times that name none.")
+
+    def covers(self, entity: str, signal: str) -> bool:
+        """Say whether a series is meant."""
+        return matches(self.entities, entity) and matches(self.signals, signal)
+
+    @field_validator("timezone")
+    @classmethod
+    def _known_zone(cls, name: str) -> str:
+        try:
+            ZoneInfo(name)
+        except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+            raise ValueError(f"there is no time zone {name!r}, such as Europe/Berlin") from error
+        return name
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        ways = [
+            self.cron is not None or self.duration_seconds is not None,
+            self.start is not None or self.end is not None,
+            self.calendar is not None,
+        ]
+        if sum(ways) != 1:
+            raise ValueError(
+                "say when by cron and duration_seconds, by start and end, or by calendar"
+            )
+        if ways[0] and (self.cron is None or self.duration_seconds is None):
+            raise ValueError("cron and duration_seconds go together")
+        if self.cron is not None:
+            try:
+                CronTrigger.from_crontab(self.cron)
+            except ValueError as error:
+                raise ValueError(f"cron {self.cron!r}: {error}") from error
+        if ways[1] and (self.start is None or self.end is None):
+            raise ValueError("start and end go together")
+        if (
+            self.start
+            and self.end
+            and self.start.replace(tzinfo=None) >= self.end.replace(tzinfo=None)
+        ):
+            raise ValueError("end must be after start")
+        return self
+
+
+class SignalOverride(DetectionTable):
+    """What is different for some series. What is left out stays as the bundled profiles say."""
+
+    entities: tuple[str, ...] = Field(("*",), min_length=1, description="Patterns of entities.")
+    signals: tuple[str, ...] = Field(min_length=1, description="Patterns of signals.")
+    enabled: bool = Field(
+        True, description="False: these series are measured and shown, and never raised."
+    )
+    least: float | None = Field(
+        None, ge=0, description="Least deviation that can matter, in the unit of the signal."
+    )
+    minimum_values: int | None = Field(
+        None, ge=1, le=1000, description="Values that a deviation has to last."
+    )
+    minimum_seconds: float | None = Field(
+        None, ge=0, le=86400, description="Or seconds, for slow series."
+    )
+    bad_direction: Literal["up", "down", "both", "none"] | None = Field(
+        None, description="The side on which a deviation is raised."
+    )
+
+    def covers(self, entity: str, signal: str) -> bool:
+        """Say whether a series is meant."""
+        return matches(self.entities, entity) and matches(self.signals, signal)
+
+
 class DetectionSettings(DetectionTable):
     """All of detection."""
 
@@ -175,6 +278,12 @@ class DetectionSettings(DetectionTable):
     drop: DropSettings = Field(default_factory=DropSettings, description="Drop to zero.")
     trend: TrendSettings = Field(default_factory=TrendSettings, description="Leaks.")
     alerts: AlertSettings = Field(default_factory=AlertSettings, description="Alert policy.")
+    maintenance: tuple[MaintenanceWindow, ...] = Field(
+        (), description="Times in which some series neither alarm nor teach."
+    )
+    overrides: tuple[SignalOverride, ...] = Field(
+        (), description="What is different for some series; of several that match the last wins."
+    )
     vote_lift: float = Field(
         1.25,
         ge=1,

@@ -3,6 +3,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from analysis.detection.contract import Detections
 from analysis.detection.forest import SameThreadExecutor
 from analysis.detection.pipeline import DetectionPipeline
 from analysis.detection.seasonal_fit import SeasonalShape
-from analysis.detection.settings import DetectionSettings
+from analysis.detection.settings import DetectionSettings, MaintenanceWindow, SignalOverride
 from analysis.detection.state_file import DetectionStateError
 from analysis.findings import Direction
 from analysis.history import History
@@ -353,3 +354,56 @@ def test_a_state_that_is_told_no_more_holds_no_anomaly() -> None:
     feed.many(30, lambda _: {STATE: 0.0, LATENCY: 0.3})
     feed({STATE: 2.0, LATENCY: 0.3})
     assert feed.many(30, lambda _: {LATENCY: 0.3}).anomalies == ()
+
+
+def _quiet_from(feed: Feed, seconds: float, **fields: Any) -> DetectionSettings:
+    start = datetime.fromtimestamp(feed.now, UTC)
+    window = MaintenanceWindow(
+        name="w", start=start, end=start + timedelta(seconds=seconds), **fields
+    )
+    return DetectionSettings(maintenance=(window,))
+
+
+def test_maintenance_neither_alarms_nor_teaches():
+    clock = Feed()
+    feed = Feed(_quiet_from(clock, 240.0, entities=(SERVICE,)))
+    feed.many(120, steady)
+    level = feed(steady(200)).states[LATENCY].expected
+    during = [feed({LATENCY: 3.0, RATE: 20.0, UP: 0.0}) for _ in range(60)]
+    assert not any(tick.anomalies for tick in during)
+    assert during[-1].states[LATENCY].score > 1.0  # it is seen, and not raised
+    assert during[-1].states[LATENCY].expected == pytest.approx(level, rel=0.05)
+
+    feed.now += 120.0  # the window ends
+    after = feed.many(10, lambda _: {LATENCY: 3.0, RATE: 20.0, UP: 0.0})
+    assert {each.signal for each in after.anomalies} >= {LATENCY.signal, UP.signal}
+
+
+def test_what_was_raised_before_maintenance_ends_in_it():
+    clock = Feed()
+    start = datetime.fromtimestamp(clock.now, UTC) + timedelta(seconds=140)
+    window = MaintenanceWindow(name="w", start=start, end=start + timedelta(seconds=600))
+    feed = Feed(DetectionSettings(maintenance=(window,)))
+    feed.many(120, steady)
+    broken = {LATENCY: 3.0, RATE: 20.0, UP: 0.0}
+    assert feed.many(15, lambda _: broken).anomalies
+    assert not feed.many(30, lambda _: broken).anomalies
+
+
+def test_overrides_change_single_series():
+    broken = {LATENCY: 3.0, RATE: 20.0, UP: 1.0}
+
+    def raised(*overrides: SignalOverride) -> bool:
+        feed = Feed(DetectionSettings(overrides=overrides))
+        feed.many(120, steady)
+        return bool(feed.many(6, lambda _: broken).anomalies)
+
+    signals = (LATENCY.signal,)
+    assert raised()
+    assert not raised(SignalOverride(signals=signals, enabled=False))
+    assert not raised(SignalOverride(signals=("llm_*",), minimum_values=20, minimum_seconds=60))
+    assert not raised(SignalOverride(signals=signals, bad_direction="down"))
+    assert raised(SignalOverride(entities=("service/other",), signals=signals, enabled=False))
+    # Of several that match the last one wins.
+    off = SignalOverride(signals=("llm_*",), enabled=False)
+    assert raised(off, SignalOverride(signals=signals))
