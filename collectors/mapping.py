@@ -101,8 +101,11 @@ def together(signal: Signal, left: float, right: float) -> float:
 
 
 def is_additive(signal: Signal) -> bool:
-    """Say whether values of parts add up to the value of the whole."""
-    return signal.unit in _ADDITIVE_UNITS
+    """Say whether values of parts add up to the value of the whole.
+
+    A GPU has no parts here: exporters repeat its numbers for every pod that shares it.
+    """
+    return signal.unit in _ADDITIVE_UNITS and signal.layer is not Layer.GPU
 
 
 def described(labels: Mapping[str, str]) -> dict[str, str]:

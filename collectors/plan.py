@@ -76,8 +76,8 @@ class Plan:
     """Places of the series whose increases are needed."""
     used: set[str] = field(default_factory=set)
     """Names that stand for a signal."""
-    entities: dict[str, Mapping[str, str]] = field(default_factory=dict)
-    """Each entity, with the labels of a series of its."""
+    entities: set[str] = field(default_factory=set)
+    """What the target speaks of."""
     too_many_entities: int = 0
 
 
@@ -168,19 +168,19 @@ class Planner:
             fits = entity_of(*given.split("/")) == given
         except ValueError:
             fits = given == "fleet"
-        if not fits or not self._admits(given, series.labels):
+        if not fits or not self._admits(given):
             return
         self._plan.used.add(series.name)
         labels = described(series.labels)
         self._plan.direct.append(Direct(place, 1.0, series.name, given, labels))
 
-    def _admits(self, name: str, labels: Mapping[str, str]) -> bool:
+    def _admits(self, name: str) -> bool:
         entities = self._plan.entities
         if name not in entities:
             if len(entities) >= self._max_entities:
                 self._plan.too_many_entities += 1
                 return False
-            entities[name] = {**self._target_labels, **labels}
+            entities.add(name)
         return True
 
     def _resolve(self, signal: Signal, source: str, expression: Expression) -> None:
@@ -203,7 +203,7 @@ class Planner:
             # Where no such event has happened yet, the labels of the whole family describe it.
             labels = self._labels(signal, source, operand.places or operand.family)
             operands = {selector: column[name] for selector, column in columns.items()}
-            self._add(name, Way(signal, expression, labels, operands), operand.family)
+            self._add(name, Way(signal, expression, labels, operands))
 
     def _histogram(
         self,
@@ -226,7 +226,7 @@ class Planner:
                 signal, expression, self._labels(signal, source, every), {},
                 {bound: self._counted(found) for bound, found in bounds.items()},
             )  # fmt: skip
-            self._add(name, way, every)
+            self._add(name, way)
 
     def _column(
         self, signal: Signal, selector: Selector, expression: Expression
@@ -255,8 +255,8 @@ class Planner:
             return "le" not in labels
         return _bound(labels["quantile"]) == signal.quantile
 
-    def _add(self, name: str, way: Way, places: Sequence[int]) -> None:
-        if self._admits(name, self._series[places[0]].labels):
+    def _add(self, name: str, way: Way) -> None:
+        if self._admits(name):
             self._plan.ways.setdefault((name, way.signal.name), []).append(way)
 
     def _buckets(self, name: str) -> list[int]:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from collectors.contract import Collection, CollectorError
 from collectors.counter_history import CounterHistory
+from collectors.links import Link, Relation
 from collectors.rates import CounterWindow
 from collectors.reading import TargetReader
 from collectors.settings import ReadingSettings
@@ -319,3 +320,24 @@ def test_increases_are_never_negative_whatever_the_clock_does(
             if increases is not None:
                 assert increases.seconds > 0
                 assert all(value >= 0 for value in increases.values)
+
+
+def test_links_say_which_pods_share_a_gpu_and_its_numbers_are_not_added_up() -> None:
+    shared = f'DCGM_FI_DEV_FB_USED{{{GPU},namespace="ml",pod="a"}} 10\n'
+    both = shared + shared.replace('"a"', '"b"')
+    collection = Target({"instance": "x:9400"}).take(both)
+    (sample,) = collection.samples
+    assert (sample.entity, sample.value) == ("host/box7/gpu/1", 10 * 1024**2)
+    assert set(collection.links) == {
+        Link("pod/ml.a", Relation.RUNS_ON, "host/box7/gpu/1"),
+        Link("pod/ml.b", Relation.RUNS_ON, "host/box7/gpu/1"),
+    }
+
+
+def test_a_replica_is_linked_to_its_pod_and_node() -> None:
+    target = Target({"instance": "10.0.0.9:8000", "pod": "m-0", "namespace": "ml", "node": "n3"})
+    links = target.take('vllm:num_requests_waiting{model_name="m"} 4\n').links
+    assert set(links) == {
+        Link("service/m/replica/m-0", Relation.RUNS_ON, "pod/ml.m-0"),
+        Link("service/m/replica/m-0", Relation.RUNS_ON, "host/n3"),
+    }

@@ -1,0 +1,118 @@
+"""One line of configuration watches each kind of exporter, itself or through a Prometheus."""
+
+from __future__ import annotations
+
+import json
+import threading
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+
+from collectors.contract import Collector, Sample
+from collectors.registry import build_collectors
+from collectors.settings import CollectorsSettings
+
+GOLDEN = Path(__file__).parent / "golden"
+SCRAPES = {
+    "dcgm": "dcgm_exporter_L4_kops",
+    "node": "node_exporter_e2e_output",
+    "vllm": "vllm_v1_qwen2.5-0.5b_kops",
+    "triton": "triton_2019_sample",
+    "tgi": "tgi_datadog_fixture_PARTIAL",
+    "kserve": "kserve_0.21.0_live_local",
+}
+READY_TRIES = 300
+
+
+def _gauges(name: str) -> dict[str, float]:
+    """What one scrape alone tells; ages depend on the clock."""
+    golden = json.loads((GOLDEN / f"{name}.json").read_text("utf-8"))
+    return {
+        signal: value
+        for _, signal, value, _, labels in golden["samples"]
+        if not {"cumulative", "window"} & set(labels) and "uptime" not in signal
+    }
+
+
+@pytest.fixture
+def watching(tmp_path: Path) -> Iterator[Any]:
+    built: list[Collector] = []
+
+    def watch(line: str) -> Collector:
+        text = f'host_enabled = false\ngpu_mode = "none"\n{line}\n'
+        settings = CollectorsSettings.model_validate(tomllib.loads(text))
+        built.extend(build_collectors(settings, state_dir=tmp_path))
+        (collector,) = built
+        return collector
+
+    yield watch
+    for collector in built:
+        collector.close()
+
+
+def _collected(collector: Collector, wanted: Mapping[str, float]) -> dict[str, Sample]:
+    """Call a collector as the poller does until it has given what is wanted."""
+    found: dict[str, Sample] = {}
+    pause = threading.Event()
+    for tick in range(READY_TRIES):
+        found |= {one.signal: one for one in collector.collect(1e9 + tick).samples}
+        if wanted.keys() <= found.keys():
+            return found
+        pause.wait(0.1)
+    raise AssertionError(f"never came: {sorted(wanted.keys() - found.keys())}")
+
+
+@pytest.mark.parametrize("kind", SCRAPES)
+def test_one_line_watches_an_exporter(
+    expositions: Path, live: SimpleNamespace, watching: Any, kind: str
+) -> None:
+    target = live.Target()
+    target.text = (expositions / f"{SCRAPES[kind]}.txt").read_text("utf-8")
+    address = f"http://127.0.0.1:{target.port}"
+    collector = watching(
+        f'scrape = [{{ targets = ["{address}"], interval_seconds = 1, deadline_seconds = 1 }}]'
+    )
+    wanted = _gauges(SCRAPES[kind])
+    found = _collected(collector, wanted)
+    assert {signal: found[signal].value for signal in wanted} == pytest.approx(wanted)
+    assert found["scrape_success"].value == 1
+    target.server.shutdown()
+    target.server.server_close()
+
+
+def test_a_plain_address_is_enough() -> None:
+    settings = CollectorsSettings.model_validate({"scrape": ["http://gpu1:9400", "gpu2:9400"]})
+    (job,) = settings.scrape
+    assert list(job.targets) == ["http://gpu1:9400", "gpu2:9400"]
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("kind", ["dcgm", "vllm", "triton", "tgi", "kserve", "node"])
+def test_one_line_watches_them_through_a_prometheus(
+    expositions: Path, live: SimpleNamespace, watching: Any, tmp_path: Path, kind: str
+) -> None:
+    target = live.Target()
+    target.text = (expositions / f"{SCRAPES[kind]}.txt").read_text("utf-8")
+    # What a process says of itself is told from an exporter's only by what else the target has.
+    wanted = {
+        name: value for name, value in _gauges(SCRAPES[kind]).items() if "engine_" not in name
+    }
+    with live.prometheus(tmp_path, target.port) as (url, process):
+        live.eventually(lambda: _answers(url), process)
+        collector = watching(f'prometheus = [{{ name = "fleet", url = "{url}" }}]')
+        found = _collected(collector, wanted)
+    assert {signal: found[signal].value for signal in wanted} == pytest.approx(wanted)
+    target.server.shutdown()
+    target.server.server_close()
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/-/ready", trust_env=False).status_code == httpx.codes.OK
+    except httpx.HTTPError:
+        return False
