@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+import random
 import subprocess
 import threading
 import time
@@ -114,6 +116,24 @@ def test_a_wrong_query_is_told_from_an_absent_server(stack: Stack, live: SimpleN
     assert collect_source("prometheus:nothing_of_this_name", prometheus_url=stack.url).samples == []
 
 
+@pytest.mark.integration
+def test_a_series_that_vanishes_is_gone_before_it_is_old(
+    stack: Stack, live: SimpleNamespace
+) -> None:
+    key = ("host/box1/gpu/0", "gpu_temperature_celsius")
+    collector = PrometheusCollector(
+        "stale", stack.url, max_age_seconds=3000, longest_backoff_seconds=0.1
+    )
+    live.eventually(lambda: key in stack.collect(collector), stack.process)
+    stack.target.text = "node_load1 3\n"
+
+    def gone() -> bool:
+        found = {(sample.entity, sample.signal) for sample in collector.collect(0.0).samples}
+        return bool(found) and key not in found
+
+    live.eventually(gone, stack.process)  # the marker, since 3000 s have not gone by
+
+
 def _answers(client: PrometheusClient) -> list[Any]:
     try:
         return client.query("vector(1)")
@@ -193,3 +213,26 @@ def test_every_name_of_the_catalogue_becomes_a_query() -> None:
         '(node_filesystem_avail_bytes{mountpoint="/"})'
     )
     assert "[60000ms]" in by_signal["llm_tokens_per_second"]
+
+
+def test_a_failing_server_is_left_alone_for_longer_and_longer() -> None:
+    now = [0.0]
+    collector = PrometheusCollector(
+        "away",
+        "http://127.0.0.1:9",
+        every_seconds=15,
+        longest_backoff_seconds=60,
+        monotonic=lambda: now[0],
+        rng=random.Random(1),
+    )
+    asked: list[float] = []
+    for _ in range(300):
+        with pytest.raises(CollectorError) as caught:
+            collector.collect(now[0])
+        assert "cannot ask" in str(caught.value)  # why it is left alone is said each time
+        if "not asked for" not in str(caught.value):
+            asked.append(now[0])
+        now[0] += 1.0
+    pauses = [later - sooner for sooner, later in itertools.pairwise(asked)]
+    assert 7 <= pauses[0] <= 15
+    assert all(30 <= pause <= 61 for pause in pauses[2:])

@@ -227,3 +227,16 @@ def test_rules_follow_the_settings() -> None:
     assert any('le=~"1([.]0)?"' in rule.expr for rule in records)
     assert any(rule.expr == "vector(0.99)" for rule in records)
     assert len({rule.name for group in alert_groups(job_names()) for rule in group.rules}) > 20
+
+
+def test_vmalert_takes_the_rules_too() -> None:
+    binary = shutil.which("vmalert")
+    if binary is None:
+        if os.environ.get("GALEN_REQUIRE_SERVICES") == "1":
+            pytest.fail("GALEN_REQUIRE_SERVICES=1 and there is no vmalert on the PATH")
+        pytest.skip("there is no vmalert on the PATH")
+    found = subprocess.run(
+        [binary, "-dryRun", f"-rule={ROOT / 'deploy' / 'prometheus' / 'rules'}/*.yml"],
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr
