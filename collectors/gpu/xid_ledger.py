@@ -319,7 +319,10 @@ class XidLedger:
             self._merge_seconds if rule is None else max(rule.burst_seconds, self._merge_seconds)
         )
         event = device.events.get(code)
-        if event is not None and _near(event, time_seconds, window):
+        fresh_start = (
+            event is not None and event.last_seconds <= device.reset_seconds < time_seconds
+        )
+        if event is not None and not fresh_start and _near(event, time_seconds, window):
             event.reports += 1
             event.first_seconds = min(event.first_seconds, time_seconds)
             event.last_seconds = max(event.last_seconds, time_seconds)

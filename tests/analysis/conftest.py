@@ -337,6 +337,9 @@ SCENARIOS: dict[str, Callable[[], World]] = {
         .set(990.0, GPU_COLLECTOR, scrape_success=0)
     ),
     "gpu_driver_mismatch": lambda: World().set(990.0, HOST, gpu_driver_library_mismatch=1),
+    "gpu_ecc_correctable": lambda: World().set(
+        990.0, GPU, gpu_ecc_correctable_total=900, gpu_xid=92
+    ),
     "gpu_memory_unrepairable": lambda: World().set(
         990.0, GPU, gpu_row_remap_failed=1, gpu_ecc_uncorrectable_total=3, gpu_xid=64
     ),

@@ -93,6 +93,10 @@ def test_what_came_with_the_failure_is_evidence_and_what_is_older_is_not(world: 
          "gpu_xid_fatal", "gpu_xid_application"),
         (lambda w: xid(w, gpu_xid=69, gpu_recommended_action=2).set(engine_crashes=1, engine_up=0),
          "gpu_xid_fatal", "gpu_xid_application"),
+        # Errors that were corrected hurt nobody, and nobody is drained for them.
+        (lambda w: xid(w, gpu_xid=92, gpu_ecc_correctable_total=500), "gpu_ecc",
+         "gpu_ecc_correctable"),
+        (lambda w: xid(w, gpu_ecc_correctable_total=500), "gpu_ecc", "gpu_ecc_correctable"),
         # A row that waits for a reset can be repaired.
         (lambda w: xid(w, gpu_row_remap_pending=1, gpu_ecc_uncorrectable_total=1),
          "gpu_memory_unrepairable", "gpu_ecc"),

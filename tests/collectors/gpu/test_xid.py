@@ -12,11 +12,15 @@ from collectors.gpu.xid import (
     Severity,
     XidReport,
     XidSource,
+    burst_rules,
     describe_xid,
+    driver_verdict,
+    parse_kernel_line,
     parse_log_line,
     recommended_action,
     xid_catalogue,
 )
+from collectors.gpu.xid_ledger import XidLedger
 
 
 def test_a_report_with_a_process() -> None:
@@ -116,3 +120,72 @@ def test_the_drivers_own_verdict_beats_the_catalogue(line: str, action: str) -> 
     report = parse_log_line(f"NVRM: Xid (PCI:0000:01:00): {line}")
     assert report is not None
     assert recommended_action(report) == action
+
+
+def _matrix(facts: Path) -> dict[int, dict[str, str]]:
+    with (facts / "xid_source_matrix.csv").open(encoding="utf-8", newline="") as file:
+        return {int(row["xid"]): row for row in csv.DictReader(file)}
+
+
+def test_the_official_action_is_followed_wherever_there_is_one(facts: Path) -> None:
+    official = {
+        "RESTART_APP": RecommendedAction.RESTART_APP,
+        "RESET_GPU": RecommendedAction.RESET_GPU,
+        "RESTART_BM": RecommendedAction.REBOOT_NODE,
+        "RESTART_VM": RecommendedAction.REBOOT_NODE,
+        "CONTACT_SUPPORT": RecommendedAction.CONTACT_SUPPORT,
+    }
+    told = {code: official.get(row["nvidia_immediate"]) for code, row in _matrix(facts).items()}
+    assert sum(action is not None for action in told.values()) > 120
+    wrong = {
+        code: describe_xid(code).action
+        for code, action in told.items()
+        if action is not None and describe_xid(code).action is not action
+    }
+    assert wrong == {}
+
+
+def test_what_two_sources_call_fatal_is_serious_here(facts: Path) -> None:
+    """63 is a row that was remapped as it should: all that public lists agree on against NVIDIA."""
+    for code, row in _matrix(facts).items():
+        sources = [row["eks_fatal"] == "1", row["gke_node_condition"] == "1",
+                   row["azure_nhc_fail"] == "1", row["dcgm_health_result"] == "FAIL"]  # fmt: skip
+        if sum(sources) >= 2 and code != 63:
+            assert describe_xid(code).severity in {Severity.CRITICAL, Severity.FATAL}, code
+
+
+def test_what_every_device_plugin_ignores_is_never_fatal(facts: Path) -> None:
+    ignored = [c for c, row in _matrix(facts).items() if row["k8s_device_plugin_ignores"] == "1"]
+    assert {13, 31, 43, 45} <= set(ignored)
+    assert all(describe_xid(code).severity is not Severity.FATAL for code in ignored)
+
+
+def test_codes_that_a_sick_gpu_repeats_are_merged_for_hours(facts: Path) -> None:
+    sticky = [c for c, row in _matrix(facts).items() if row["nvsentinel_sticky"] == "1"]
+    assert sticky
+    assert all(burst_rules()[code].burst_seconds >= 3 * 3600 for code in sticky)
+
+
+def test_every_code_of_a_collected_line_reaches_the_signals(facts: Path) -> None:
+    """From the line as the driver wrote it to what stands and what is asked for."""
+    with (facts / "xid_log_lines.tsv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    seen = 0
+    for row in rows:
+        report = parse_kernel_line(row["line"])
+        if report is None:
+            continue
+        ledger = XidLedger("box")
+        ledger.from_kernel(report, 1000.0)
+        (device,) = ledger.devices(1001.0)
+        verdict = driver_verdict(report)
+        if verdict is RecommendedAction.IGNORE:
+            assert device.standing is None, row["line"]
+            continue
+        assert device.standing is not None, row["line"]
+        assert device.standing.code == report.code
+        assert device.advice.action is recommended_action(report) or device.is_switch, row["line"]
+        if verdict is not None:
+            assert device.advice.source == "driver"
+        seen += 1
+    assert seen > 200

@@ -76,9 +76,9 @@ def test_addresses_in_any_form_are_one_device(pci: str) -> None:
 
 def test_the_same_code_later_and_on_another_gpu_is_another_event() -> None:
     ledger = _ledger()
-    _kernel(ledger, "79", NOW)
-    _kernel(ledger, "79", NOW + 11)
-    _kernel(ledger, "79", NOW, pci="PCI:0000:19:00")
+    _kernel(ledger, "94", NOW)
+    _kernel(ledger, "94", NOW + 11)
+    _kernel(ledger, "94", NOW, pci="PCI:0000:19:00")
     assert sorted(device.total for device in ledger.devices(NOW + 12)) == [1, 2]
 
 
@@ -319,3 +319,47 @@ def test_a_gpu_that_moves_to_another_slot_is_one_entity() -> None:
     ledger.device(WatchedGpu(GPU, "0000:99:00", "GPU-a", True, None), NOW + 1)
     names = [device.name for device in ledger.devices(NOW + 2)]
     assert sorted(names) == [GPU, "host/box/gpu/0000_18_00"]
+
+
+def test_a_gpu_that_repeats_itself_is_reset_before_support_is_called() -> None:
+    ledger = _ledger()
+    _learn(ledger)
+    for minute in range(30):
+        _kernel(ledger, "119", NOW + 70 * minute)
+    device = _only(ledger, NOW + 70 * 29 + 1)
+    assert (device.total, device.advice.action, device.advice.source) == (
+        1,
+        "reset_gpu",
+        "catalogue",
+    )
+
+
+def test_resets_that_do_not_cure_end_with_support() -> None:
+    ledger = _ledger()
+    _learn(ledger)
+    for hour in range(5):
+        _kernel(ledger, "119", NOW + 3600 * hour)
+        assert _only(ledger, NOW + 3600 * hour + 1).advice.source == (
+            "burst" if hour == 4 else "catalogue"
+        )
+        ledger.was_reset("GPU-a", NOW + 3600 * hour + 60)
+        assert _only(ledger, NOW + 3600 * hour + 61).advice.source == "none"
+    assert _only(ledger, NOW + 4 * 3600 + 61).total == 5
+
+
+def test_a_device_that_leaves_the_bus_again_and_again_is_no_matter_of_reboots() -> None:
+    ledger = _ledger()
+    for day in range(3):
+        _kernel(ledger, "79", NOW + 86400 * day)
+        advice = ledger.devices(NOW + 86400 * day + 1)[0].advice
+        assert advice.action == ("contact_support" if day == 2 else "reboot_node")
+
+
+def test_a_driver_that_takes_its_request_back_leaves_no_code_standing() -> None:
+    ledger = _ledger()
+    _learn(ledger)
+    _kernel(ledger, _verdict(1, "GPU Reset Required"), NOW)
+    assert _only(ledger, NOW + 1).standing is not None
+    _kernel(ledger, _verdict(0, "None"), NOW + 100)
+    device = _only(ledger, NOW + 101)
+    assert (device.standing, device.advice.source) == (None, "none")
