@@ -8,8 +8,10 @@ caller with a tick to keep may give it a few milliseconds at a time.
 from __future__ import annotations
 
 import sqlite3
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 import numpy as np
 import structlog
@@ -31,7 +33,7 @@ log = structlog.get_logger(__name__)
 
 _PAIRS = 128
 """Pairs of series and hour between two looks at the clock: about 10 ms."""
-_STEP_SAMPLES = 2_000_000
+_PORTION_SAMPLES = 1_000_000
 _LEGACY_ROWS = 20_000
 
 Expired = Callable[[], bool]
@@ -41,38 +43,91 @@ Expired = Callable[[], bool]
 class Step:
     """What one step did."""
 
-    samples: int = 0
-    """Samples that are in blocks now and were not before."""
     damaged: Sequence[Damage] = ()
     """What was set aside, because it could not be read."""
     done: bool = True
     """Whether nothing is left to do for now."""
 
 
-def compact_hot(
-    connection: sqlite3.Connection, *, cutoff: int, most_samples: int, expired: Expired
-) -> Step:
-    """Move samples before a time, and the oldest calls where there are too many samples.
+@dataclass(frozen=True, slots=True)
+class _Portion:
+    """The oldest rows in memory, while they are moved a few series at a time."""
 
-    Args:
-        connection: of the series file, to write.
-        cutoff: milliseconds since the epoch; an hour that has ended.
-        most_samples: above it the older half goes, whatever its time.
-        expired: says that the time is over. At least some samples are moved first.
+    up_to: int
+    before: int
+    late: Columns
+    """What goes to blocks, sorted by series and time."""
+    groups: Sequence[tuple[int, int, slice]]
+    """Its series and hours, and where they lie."""
+    rest: Columns
+    """What stays."""
+
+
+class HotCompaction:
+    """Moves the oldest rows of ``hot`` into blocks, one series after the other.
+
+    The rows stay until all their series are moved; a mark says how far that is, and a read leaves out
+    what is in blocks already. So a step costs what it moves, however much it leaves.
     """
-    with transaction(connection):
-        up_to, before = _due(connection, cutoff, most_samples)
-        if up_to is None:
-            return Step()
-        found, damaged = hot.read(connection, up_to=up_to)
-        set_aside(connection, damaged)
-        is_due = found.times < before
-        late = settled(found.where(is_due))
-        moved, broken = _into_blocks(connection, late, expired)
-        left_over = joined([late.where(slice(moved, None)), found.where(~is_due)])
-        hot.put_back(connection, up_to, left_over)
-        left = moved < len(late) or _due(connection, cutoff, most_samples)[0] is not None
-    return Step(moved, [*damaged, *broken], done=not left)
+
+    def __init__(self, connection: sqlite3.Connection, most_samples: int) -> None:
+        self._connection = connection
+        self._most_samples = most_samples
+        self._portion: _Portion | None = None
+
+    def forget(self) -> None:
+        """Read the rows again before the next step; something else has changed them."""
+        self._portion = None
+
+    def step(self, cutoff: int, expired: Expired) -> Step:
+        """Move samples before a time, and the older half of too many, until the time is over.
+
+        Args:
+            cutoff: milliseconds since the epoch; the end of an hour.
+            expired: says that the time is over. At least some samples are moved first.
+        """
+        try:
+            with transaction(self._connection):
+                return self._step(cutoff, expired)
+        except BaseException:
+            self._portion = None
+            raise
+
+    def _step(self, cutoff: int, expired: Expired) -> Step:
+        connection = self._connection
+        mark = hot.read_mark(connection)
+        if mark is None:
+            up_to, before = _due(connection, cutoff, self._most_samples)
+            if up_to is None:
+                return Step()
+            mark = hot.Mark(up_to, before, -1)
+        damaged: list[Damage] = []
+        if self._portion is None:
+            self._portion, found = _read_portion(connection, mark)
+            damaged += found
+        portion = self._portion
+        first = bisect_right(portion.groups, mark.series_id, key=itemgetter(0))
+        until, broken = _into_blocks(connection, portion.late, portion.groups[first:], expired)
+        damaged += broken
+        if first + until < len(portion.groups):
+            moved_series = portion.groups[first + until - 1][0]
+            hot.set_mark(connection, hot.Mark(mark.up_to, mark.before, moved_series))
+            return Step(damaged, done=False)
+        hot.set_mark(connection, None)
+        hot.put_back(connection, mark.up_to, portion.rest)
+        self._portion = None
+        return Step(damaged, done=_due(connection, cutoff, self._most_samples)[0] is None)
+
+
+def _read_portion(
+    connection: sqlite3.Connection, mark: hot.Mark
+) -> tuple[_Portion, Sequence[Damage]]:
+    found, damaged = hot.read(connection, up_to=mark.up_to)
+    set_aside(connection, damaged)
+    is_due = found.times < mark.before
+    late = settled(found.where(is_due))
+    groups = list(late.groups(HOUR_MILLISECONDS))
+    return _Portion(mark.up_to, mark.before, late, groups, found.where(~is_due)), damaged
 
 
 def _due(connection: sqlite3.Connection, cutoff: int, most_samples: int) -> tuple[int | None, int]:
@@ -88,7 +143,7 @@ def _due(connection: sqlite3.Connection, cutoff: int, most_samples: int) -> tupl
     if last < 0:
         return None, before
     # Memory: a file that was never compacted is taken in portions.
-    last = min(last, max(0, int(np.searchsorted(counts, _STEP_SAMPLES, side="right")) - 1))
+    last = min(last, max(0, int(np.searchsorted(counts, _PORTION_SAMPLES, side="right")) - 1))
     return rows[last][0], before
 
 
@@ -105,16 +160,17 @@ def compact_legacy(connection: sqlite3.Connection, *, expired: Expired) -> Step:
             ).fetchall()
             if not rows:
                 connection.execute("DROP TABLE samples")
-                return Step(moved, damaged)
+                return Step(damaged)
             columns = zip(*rows, strict=True)
             older = Columns(*map(np.array, columns))
-            _, broken = _into_blocks(connection, older, lambda: False, older=True)
+            groups = list(older.groups(HOUR_MILLISECONDS))
+            _, broken = _into_blocks(connection, older, groups, lambda: False, older=True)
             damaged += broken
             connection.execute(
                 "DELETE FROM samples WHERE (series_id, time) <= (?, ?)", rows[-1][:2]
             )
         moved += len(rows)
-    return Step(moved, damaged, done=False)
+    return Step(damaged, done=False)
 
 
 def set_aside(connection: sqlite3.Connection, damaged: Sequence[Damage]) -> None:
@@ -140,22 +196,29 @@ def set_aside(connection: sqlite3.Connection, damaged: Sequence[Damage]) -> None
 
 
 def _into_blocks(
-    connection: sqlite3.Connection, late: Columns, expired: Expired, *, older: bool = False
+    connection: sqlite3.Connection,
+    late: Columns,
+    groups: Sequence[tuple[int, int, slice]],
+    expired: Expired,
+    *,
+    older: bool = False,
 ) -> tuple[int, list[Damage]]:
-    """Merge settled samples into blocks until the time is over; return how many were merged."""
-    groups = list(late.groups(HOUR_MILLISECONDS))
+    """Merge groups of settled samples into blocks until the time is over; return how many it were.
+
+    It stops between two series only.
+    """
     times = blocks.Times()
     damaged: list[Damage] = []
-    moved = 0
-    for at in range(0, len(groups), _PAIRS):
-        if at and expired():
-            break
-        portion = groups[at : at + _PAIRS]
-        until = portion[-1][2].stop
+    done = 0
+    while done < len(groups) and not (done and expired()):
+        last = groups[min(done + _PAIRS, len(groups)) - 1][0]
+        until = bisect_right(groups, last, lo=done, key=itemgetter(0))
+        portion = groups[done:until]
         pairs = [(series, slot) for series, slot, _ in portion]
-        damaged += _merge(connection, late.where(slice(moved, until)), pairs, times, older=older)
-        moved = until
-    return moved, damaged
+        places = slice(portion[0][2].start, portion[-1][2].stop)
+        damaged += _merge(connection, late.where(places), pairs, times, older=older)
+        done = until
+    return done, damaged
 
 
 def _merge(

@@ -34,10 +34,41 @@ class Damage:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """How far compaction is: series up to one are in blocks, of the rows up to one, before a time."""
+
+    up_to: int
+    before: int
+    series_id: int
+
+
+def read_mark(connection: sqlite3.Connection) -> Mark | None:
+    """Return how far compaction is, None between two portions."""
+    try:
+        row = connection.execute("SELECT up_to, before, series_id FROM compacting").fetchone()
+    except sqlite3.OperationalError:  # a file of layout 2, which no writer has opened since
+        return None
+    return None if row is None else Mark(*row)
+
+
+def set_mark(connection: sqlite3.Connection, mark: Mark | None) -> None:
+    """Note how far compaction is."""
+    connection.execute("DELETE FROM compacting")
+    if mark is not None:
+        connection.execute(
+            "INSERT INTO compacting VALUES (?, ?, ?)", (mark.up_to, mark.before, mark.series_id)
+        )
+
+
 def add(connection: sqlite3.Connection, log: Columns) -> None:
     """Append what one call wrote."""
     connection.execute(
-        "INSERT INTO hot (start, stop, count, crc, data) VALUES (?, ?, ?, ?, ?)", _row(log)
+        # Above the mark of compaction as well, where the rows up to it are pruned meanwhile.
+        "INSERT INTO hot (id, start, stop, count, crc, data) "
+        "SELECT 1 + max(coalesce((SELECT max(id) FROM hot), 0), "
+        "coalesce((SELECT up_to FROM compacting), 0)), ?, ?, ?, ?, ?",
+        _row(log),
     )
 
 
@@ -94,9 +125,10 @@ def read(
         "WHERE id > ? AND id <= ? AND stop >= ? AND start < ? ORDER BY id",
         (after, up_to, start, stop),
     )
+    mark = read_mark(connection)
     pieces: list[bytes] = []
     damaged: list[Damage] = []
-    whole = True
+    whole, in_portion = True, 0
     for row_id, first, last, count, crc, data in rows:
         try:
             verify((first, last, count), data, crc=crc)
@@ -104,8 +136,14 @@ def read(
             damaged.append(Damage("hot", row_id, None, first, last, count, str(error)))
             continue
         pieces.append(data)
+        if mark is not None and row_id <= mark.up_to:
+            in_portion += len(data) // _RECORD.itemsize
         whole = whole and first >= start and last < stop
     records = np.frombuffer(b"".join(pieces), _RECORD)
+    if mark is not None and in_portion:
+        portion = records[:in_portion]
+        moved = (portion["series"] <= mark.series_id) & (portion["time"] < mark.before)
+        records = np.concatenate((portion[~moved], records[in_portion:]))
     if not whole:
         records = records[(records["time"] >= start) & (records["time"] < stop)]
     if series is not None and len(records):

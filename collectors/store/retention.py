@@ -65,17 +65,21 @@ def _prune_hot(connection: sqlite3.Connection, before: int) -> int:
     rows = connection.execute(
         "SELECT id, stop, count FROM hot WHERE start < ? ORDER BY id", (before,)
     ).fetchall()
+    mark = hot.read_mark(connection)
     gone = 0
     for row_id, stop, count in rows:
-        left = Columns.empty()
-        if stop >= before:
-            found, damaged = hot.read(connection, after=row_id - 1, up_to=row_id)
-            if damaged:
-                set_aside(connection, damaged)
-                continue
-            left = found.where(found.times >= before)
+        if stop < before and (mark is None or row_id > mark.up_to):
+            hot.replace(connection, row_id, Columns.empty())
+            gone += count
+            continue
+        # Some are not older, or are in blocks already and counted there.
+        found, damaged = hot.read(connection, after=row_id - 1, up_to=row_id)
+        if damaged:
+            set_aside(connection, damaged)
+            continue
+        left = found.where(found.times >= before)
         hot.replace(connection, row_id, left)
-        gone += count - len(left)
+        gone += len(found) - len(left)
     return gone
 
 

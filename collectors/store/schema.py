@@ -7,6 +7,9 @@
     Everything older: one row a series and hour, times and values as compressed columns.
 ``rollups``
     Count, lowest, highest and mean of a series in an hour, and in each of its minutes.
+``compacting``
+    How far compaction is through the oldest rows of ``hot``: samples of series up to ``series_id``,
+    older than ``before``, are in blocks already. At most one row.
 ``set_aside``
     Rows that did not pass their check sum.
 ``samples``
@@ -24,7 +27,7 @@ from pathlib import Path
 
 from collectors.store.contract import StoreError
 
-LAYOUT = 2
+LAYOUT = 3
 SIDE_FILES = ("", "-wal", "-shm")
 BUSY_SECONDS = 5.0
 
@@ -71,6 +74,11 @@ CREATE TABLE IF NOT EXISTS rollups (
   UNIQUE (series_id, slot)
 );
 CREATE INDEX IF NOT EXISTS rollups_by_slot ON rollups (slot);
+CREATE TABLE IF NOT EXISTS compacting (
+  up_to INTEGER NOT NULL,
+  before INTEGER NOT NULL,
+  series_id INTEGER NOT NULL
+);
 CREATE TABLE IF NOT EXISTS set_aside (
   id INTEGER PRIMARY KEY,
   origin TEXT NOT NULL,
@@ -93,6 +101,7 @@ _PROBES = (
     "SELECT id, start, stop, count, crc, data FROM hot",
     "SELECT id, series_id, slot, start, stop, newest, count, crc, times, data FROM blocks",
     "SELECT id, series_id, slot, count, low, high, mean, crc, minutes FROM rollups",
+    "SELECT up_to, before, series_id FROM compacting",
     "SELECT id, origin, series_id, start, stop, count, reason, data FROM set_aside",
 )
 

@@ -24,7 +24,7 @@ from collectors.contract import Sample
 from collectors.store import compaction, hot, retention, rollups
 from collectors.store.buckets import Buckets, key_of
 from collectors.store.columns import HOUR_MILLISECONDS, Columns, FloatArray, IntArray
-from collectors.store.compaction import Step
+from collectors.store.compaction import HotCompaction, Step
 from collectors.store.contract import SeriesInfo, StoreError
 from collectors.store.reader import SqliteSeriesReader, milliseconds
 from collectors.store.reserve import Reserve
@@ -96,6 +96,7 @@ class SqliteSeriesStore:
         except StoreError:
             self._guard.close()
             raise
+        self._compaction = HotCompaction(self._connection, most_hot_samples)
         self._reader = SqliteSeriesReader(self._path)
         self._reserve.hold()
 
@@ -173,12 +174,9 @@ class SqliteSeriesStore:
 
         def work() -> bool:
             steps: Sequence[Callable[[], Step]] = (
-                lambda: compaction.compact_hot(
-                    self._connection, cutoff=cutoff, most_samples=self._most_hot_samples,
-                    expired=expired,
-                ),
+                lambda: self._compaction.step(cutoff, expired),
                 lambda: compaction.compact_legacy(self._connection, expired=expired),
-            )  # fmt: skip
+            )
             for step in steps:
                 while not step().done:
                     if expired():
@@ -316,6 +314,7 @@ class SqliteSeriesStore:
                 self._connection.close()
                 self._quarantine(error)
                 self._connection = open_for_writing(self._path)
+                self._compaction = HotCompaction(self._connection, self._most_hot_samples)
                 return work()
 
     def _quarantine(self, error: Exception) -> None:
@@ -368,6 +367,7 @@ class SqliteSeriesStore:
         return entry
 
     def _prune(self, before: int) -> int:
+        self._compaction.forget()
         gone = retention.prune(self._connection, before)
         self._ids.clear()
         return gone

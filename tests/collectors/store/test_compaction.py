@@ -64,6 +64,8 @@ def test_a_budget_of_nothing_still_moves_something_and_loses_nothing(tmp_path: P
         calls += 1
         blocks.append(count(store, "blocks"))
         pd.testing.assert_frame_equal(store.read(**EVER), before)
+        rolled = store.read_rollup(**EVER)
+        assert (len(rolled), rolled["count"].sum()) == (500, 2500)
     assert calls > 1
     assert blocks == sorted(set(blocks))
     assert (count(store, "blocks"), count(store, "hot")) == (500, 0)
@@ -156,4 +158,39 @@ def test_space_is_given_back(tmp_path: Path) -> None:
     store._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     assert path.stat().st_size < full / 3
     assert len(store.read(**EVER)) == 10 * 120
+    store.close()
+
+
+def test_what_happens_between_two_steps_is_not_lost(tmp_path: Path) -> None:
+    ticks = iter(range(10**6))
+    store = SqliteSeriesStore(tmp_path / "series.sqlite", clock=lambda: float(next(ticks)))
+    fill(store, range(5), series=500)
+    assert not store.compact(now_seconds=T0 + 7200, budget_seconds=0.0)
+    blocks = count(store, "blocks")
+    store.write([Sample(T0 + 1, "host/0", "x", -1.0), Sample(T0 + 3, "host/499", "x", -3.0)])
+    assert store.prune(before_seconds=T0 + 2) == 2 * 500 + 1
+    store.write([Sample(T0 + 2, "host/0", "x", -2.0), Sample(T0 + 2, "host/499", "x", -2.0)])
+    store.close()
+    store = SqliteSeriesStore(tmp_path / "series.sqlite", clock=lambda: float(next(ticks)))
+    for _ in range(50):
+        frame = store.read(**EVER).set_index(["entity", "time"])["value"]
+        assert len(frame) == 3 * 500
+        assert frame["host/0", T0 + 2] == frame["host/499", T0 + 2] == -2.0
+        assert frame["host/499", T0 + 3] == -3.0
+        assert store.compact(now_seconds=T0 + 7200, budget_seconds=0.0) in {True, False}
+    assert 0 < blocks < count(store, "blocks") == 500
+    assert (count(store, "hot"), count(store, "compacting")) == (0, 0)
+    store.close()
+
+
+def test_a_portion_that_is_pruned_away_leaves_no_mark(tmp_path: Path) -> None:
+    ticks = iter(range(10**6))
+    store = SqliteSeriesStore(tmp_path / "series.sqlite", clock=lambda: float(next(ticks)))
+    fill(store, range(5), series=500)
+    store.compact(now_seconds=T0 + 7200, budget_seconds=0.0)
+    assert store.prune(before_seconds=T0 + 100) == 2500
+    store.write([Sample(T0 + 5, "host/0", "x", 5.0)])
+    for _ in range(5):
+        assert store.read(**EVER)["value"].tolist() == [5.0]
+        store.compact(now_seconds=T0 + 7200, budget_seconds=0.0)
     store.close()

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from collectors.contract import Sample
+from collectors.store import compaction
 from collectors.store.sqlite import SqliteSeriesReader, SqliteSeriesStore
 from tests.collectors.store.layout_one import write_layout_one
 
@@ -43,6 +44,7 @@ ROWS = st.lists(
 class StoreMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
+        self.pairs, compaction._PAIRS = compaction._PAIRS, 1  # stop between any two series
         self.folder = Path(tempfile.mkdtemp())
         self.path = self.folder / "series.sqlite"
         self.rows: dict[Key, float] = {}
@@ -124,6 +126,7 @@ class StoreMachine(RuleBasedStateMachine):
         }
 
     def teardown(self) -> None:
+        compaction._PAIRS = self.pairs
         self.store.close()
         self.reader.close()
         shutil.rmtree(self.folder)
