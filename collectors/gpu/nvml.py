@@ -118,6 +118,9 @@ class NvmlCollector:
         self._release = release
         self._released = ""
         self._uuids: Mapping[str, str] = {}
+        self._child_gaps = 0
+        self._earlier_gaps = 0
+        self._watching = False
         self._numbering = Numbering()
         self._states: dict[int, GpuState] = {}
         self._trouble: _Trouble | None = None
@@ -172,6 +175,7 @@ class NvmlCollector:
             wait = self._paused_until - started
             raise self._failure(f"{self._trouble.message}; next try in {wait:.0f} s", now_seconds)
         try:
+            self._note_new_child()
             answer = self._answer(self._child.ask(self._question(started), self._probe_seconds))
         except CollectorError as error:
             raise self._fail(error, now_seconds) from error
@@ -224,6 +228,12 @@ class NvmlCollector:
             for device in self._numbering.devices
         ]
         return Collection(samples=samples, notes=(reason,))
+
+    def _note_new_child(self) -> None:
+        """Count a gap in NVML's events when a child has to be started after one that watched them."""
+        if not self._child.warm and self._watching:
+            self._earlier_gaps += 1 + self._child_gaps
+            self._child_gaps, self._watching = 0, False
 
     def _question(self, now: float) -> bytes:
         skip = [index for index, one in self._quarantined.items() if now < one.until]
@@ -302,6 +312,10 @@ class NvmlCollector:
         self._hand_over_xids(answer, now_seconds)
         answering = sum(state is GpuState.OK for state in states.values())
         samples.append(self._host_sample(now_seconds, "gpu_count", answering))
+        if any(reading.get("xids_watched") for reading in readings):
+            self._watching = True
+            gaps = self._earlier_gaps + self._child_gaps
+            samples.append(self._host_sample(now_seconds, "gpu_xid_event_gaps_total", gaps))
         return samples
 
     def _device_samples(
@@ -334,7 +348,8 @@ class NvmlCollector:
         for mig in reading.get("migs", ()):
             place = entity("host", self._host, "gpu", str(device.number), "mig", mig["id"])
             for signal, value in mig["signals"].items():
-                yield Sample(now_seconds, place, signal, value, {"uuid": mig["uuid"]})
+                labels = {"uuid": mig["uuid"], "gpu_uuid": device.uuid}
+                yield Sample(now_seconds, place, signal, value, labels)
 
     def _versions(self, driver: Mapping[str, Any], now_seconds: float) -> Iterator[Sample]:
         version = version_number(driver.get("version") or "")
@@ -357,6 +372,7 @@ class NvmlCollector:
             )
 
     def _hand_over_xids(self, answer: dict[str, Any], now_seconds: float) -> None:
+        self._child_gaps = int(answer.get("xid_gaps", 0))
         if self._xids is None:
             return
         for event in answer.get("xids", ()):

@@ -25,6 +25,7 @@ class NvmlXids:
         self._set: Any = None
         self._watched: dict[str, bool] = {}
         self._names: dict[int, dict[str, str]] = {}
+        self._gaps = 0
 
     def watch(self, index: int, handle: Any, identity: dict[str, Any]) -> bool:
         """Register a device unless it is; return whether its XIDs are seen."""
@@ -36,11 +37,14 @@ class NvmlXids:
         return self._watched[uuid]
 
     def drain(self) -> dict[str, Any]:
-        """Return ``xids``: the events since the last call, and ``xids_more`` when some are left."""
+        """Return ``xids``, the events since the last call, and ``xid_gaps``, how often some may be lost.
+
+        What is more than fits one answer waits in the driver for the next.
+        """
         found: list[dict[str, Any]] = []
         calls = self._calls
         if self._set is None:
-            return {"xids": found, "xids_more": False}
+            return {"xids": found, "xid_gaps": self._gaps}
         try:
             while len(found) < _MOST_EVENTS:
                 event = calls.must("nvmlEventSetWait_v2", self._set, 0)
@@ -50,8 +54,7 @@ class NvmlXids:
             if code_of(error) != NvmlError.TIMEOUT:  # the time-out says that no event is left
                 # A set in which a device was lost gives errors for ever; the rest needs a new one.
                 self._renew()
-            return {"xids": found, "xids_more": False}
-        return {"xids": found, "xids_more": True}
+        return {"xids": found, "xid_gaps": self._gaps}
 
     def _register(self, handle: Any) -> bool:
         calls = self._calls
@@ -66,6 +69,7 @@ class NvmlXids:
 
     def _renew(self) -> None:
         calls, self._watched = self._calls, {}
+        self._gaps += 1
         with suppress(*calls.errors):  # NVML keeps a few bytes; the set is not used again
             calls.must("nvmlEventSetFree", self._set)
         self._set = None

@@ -66,7 +66,7 @@ class NvmlReader:
             skip: NVML indices of devices that must not be touched, because a call hung at them.
 
         Returns:
-            ``driver`` (versions), ``xids`` (events since the last reading, with ``xids_lost``) and
+            ``driver`` (versions), ``xids`` (events since the last reading), ``xid_gaps`` and
             ``devices``. A device has ``index``, ``uuid``, ``name``, ``pci``, ``state`` (a
             :class:`~collectors.gpu.states.GpuState`), ``reason``, ``signals`` and ``migs``; without
             the state ``OK`` it has no signals.

@@ -30,6 +30,7 @@ ONLY_REAL = {
     "gpu_processes_vanished",
     "gpu_nvlink_links", "gpu_nvlink_links_active", "gpu_nvlink_errors_total",  # a card alone
     "gpu_retired_pages_total", "gpu_retired_pages_pending",  # of boards before Ampere
+    "gpu_xid_event_gaps_total",  # nothing is missed
     "gpu_xid_sources", "gpu_xid_lines_lost_total", "gpu_xid_events_total",  # of the kernel log
 }  # fmt: skip
 ONLY_SIMULATED = {

@@ -130,6 +130,7 @@ def test_a_healthy_device_in_the_units_of_the_catalogue(
     assert _of(samples, "host/box") == {
         "gpu_count": 2.0,
         "gpu_driver_state": 0.0,
+        "gpu_xid_event_gaps_total": 0.0,
         "gpu_driver_version": 580.065006,
         "gpu_cuda_driver_version": 13000.0,
     }
@@ -408,6 +409,8 @@ def test_mig_instances_are_entities_below_their_device(
     assert "gpu_utilization_percent" not in device
     first, second = (_of(samples, f"host/box/gpu/0/mig/{i}.0") for i in (3, 5))
     assert first["gpu_memory_used_ratio"] == 0.4
+    labels = {sample.entity: dict(sample.labels) for sample in samples}
+    assert labels["host/box/gpu/0/mig/3.0"] == {"uuid": "MIG-a", "gpu_uuid": "GPU-0"}
     assert first["gpu_mig_multiprocessors"] == 16
     assert (first["gpu_processes"], second["gpu_processes"]) == (0.0, 1.0)
     assert second["gpu_process_memory_bytes"] == 2 * GIB
@@ -647,6 +650,27 @@ def test_xid_events_go_on_after_a_device_is_lost(fake: FakeNvml, make_collector:
     fake.xid(79)
     collector.collect(1003.0)
     assert sink.xids == [("GPU-0", "0000:18:00", 79)]
+
+
+def test_where_events_may_be_lost_it_is_counted(fake: FakeNvml, make_collector: Make) -> None:
+    collector = make_collector()
+
+    def gaps(now: float) -> float:
+        samples = collector.collect(now).samples
+        return _of(samples, "host/box")["gpu_xid_event_gaps_total"]
+
+    assert gaps(1000.0) == 0
+    assert gaps(1001.0) == 0
+    fake.fail(LOST, "nvmlEventSetWait_v2")  # a set in which a device was lost is not used again
+    assert gaps(1002.0) == 1
+    fake.heal()
+    assert gaps(1003.0) == 1
+    assert collector._child.process_id is not None
+    os.kill(collector._child.process_id, signal.SIGKILL)
+    with pytest.raises(CollectorError):
+        collector.collect(1004.0)
+    collector._paused_until = 0.0
+    assert gaps(1005.0) == 2
 
 
 def test_where_xids_cannot_be_watched_it_is_said(fake: FakeNvml, make_collector: Make) -> None:
