@@ -5,8 +5,8 @@
 The whole process tree of the real command: the agent and its NVML child, with the buffer on disk. The
 GPUs are those of the tests' fake NVML, so the driver's own time is not in it; it needs a C compiler. The
 receiver is the real Prometheus, or one that throws away where that is missing. Goal: under 3% of a core
-and 80 MB. Memory is proportional (PSS): pages that both processes share count once. Exit status 1 when
-the goal is missed.
+and 80 MB, pages that both processes share counted once. Bytecode is compiled before, as installing does:
+a process that compiles keeps some 15 MB of that. Exit status 1 when the goal is missed.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from tests.collectors.gpu.fake_nvml import FakeNvml, compile_library
 GOAL_CORE_PERCENT = 3.0
 GOAL_MEGABYTES = 80.0
 _LINKS = 18
+_COMPILING_SECONDS = 10.0
 _WARM_UP_SECONDS = 15.0
 _READY_SECONDS = 30.0
 
@@ -127,7 +128,11 @@ def measure(folder: Path, gpus: int, seconds: float) -> dict[str, float | str]:
             "1", "--config", str(config), "--state-dir", str(folder / "state"),
         ]  # fmt: skip
         log = folder / "agent.log"
-        process = stack.enter_context(running(command, log, environment=fake.environment))
+        environment = {**fake.environment, "PYTHONPYCACHEPREFIX": str(folder / "bytecode")}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
+        with running(command, log, environment=environment):
+            time.sleep(_COMPILING_SECONDS)
+        process = stack.enter_context(running(command, log, environment=environment))
         time.sleep(_WARM_UP_SECONDS)
         used = Tree(process.pid).over(seconds)
         if process.poll() is not None:
@@ -137,7 +142,7 @@ def measure(folder: Path, gpus: int, seconds: float) -> dict[str, float | str]:
         "gpus": gpus,
         "receiver": "prometheus" if binary else "discards",
         "core_percent": 100 * used.core_share,
-        "proportional_megabytes": used.proportional_mib * 2**20 / 1e6,
+        "megabytes": used.distinct_mib * 2**20 / 1e6,
         "resident_megabytes": used.resident_mib * 2**20 / 1e6,
         **received,
     }
@@ -148,7 +153,7 @@ def missed(found: dict[str, float | str]) -> list[str]:
     words = []
     for name, goal in (
         ("core_percent", GOAL_CORE_PERCENT),
-        ("proportional_megabytes", GOAL_MEGABYTES),
+        ("megabytes", GOAL_MEGABYTES),
     ):
         if float(found[name]) >= goal:
             words.append(f"{name} is {float(found[name]):.2f}, goal {goal:g}")

@@ -21,9 +21,9 @@ class Used:
     seconds: float
     cpu_seconds: float
     resident_mib: float
-    """Resident memory at the end, pages that several processes share counted once for each."""
-    proportional_mib: float
-    """The same with shared pages divided among those that share them."""
+    """Resident memory at the end, summed over the processes: what they share counts for each."""
+    distinct_mib: float
+    """The same with what the processes of the tree share counted once: what they need by themselves."""
 
     @property
     def core_share(self) -> float:
@@ -49,9 +49,17 @@ class Tree:
         return sum(self._last.values())
 
     def memory_mib(self) -> tuple[float, float]:
-        """Return resident and proportional memory of those that are alive."""
-        found = [process.memory_full_info() for process in self._alive()]
-        return sum(each.rss for each in found) / MIB, sum(each.pss for each in found) / MIB
+        """Return resident memory of those that are alive, as a sum, and with shared pages once."""
+        resident = private = 0
+        shared: dict[tuple[str, int, str], int] = {}
+        for process in self._alive():
+            for part in process.memory_maps(grouped=False):
+                resident += part.rss
+                private += part.private_clean + part.private_dirty
+                key = (part.path, part.size, part.perms)
+                own = part.shared_clean + part.shared_dirty
+                shared[key] = max(shared.get(key, 0), own)
+        return resident / MIB, (private + sum(shared.values())) / MIB
 
     def over(self, seconds: float) -> Used:
         """Watch for a while and return what was used."""
@@ -60,8 +68,8 @@ class Tree:
             time.sleep(min(1.0, left))
             self.cpu_seconds()
         spent, took = self.cpu_seconds() - before, time.monotonic() - began
-        resident, proportional = self.memory_mib()
-        return Used(took, spent, resident, proportional)
+        resident, distinct = self.memory_mib()
+        return Used(took, spent, resident, distinct)
 
     def _alive(self) -> list[psutil.Process]:
         return [self._root, *self._root.children(recursive=True)]
