@@ -25,6 +25,7 @@ from collectors.mapping import (
     is_additive,
 )
 from collectors.promapi import Matrix, PrometheusClient, PrometheusError, duration
+from collectors.prometheus_links import PrometheusLinks
 from collectors.settings import PrometheusTarget
 from collectors.signals import Bad, Kind, Layer, Signal, catalogue
 
@@ -107,6 +108,11 @@ class PrometheusCollector:
             exported=queries is None,
             monotonic=monotonic,
         )
+        self._links = (
+            PrometheusLinks(self._name, DEFAULT_SOURCES, monotonic=monotonic)
+            if queries is None
+            else None
+        )
         self._deadline_seconds = deadline_seconds
         self._every_seconds = every_seconds
         self._max_age_seconds = max_age_seconds
@@ -174,12 +180,13 @@ class PrometheusCollector:
             return [(one.labels, [(now_seconds, one.value)]) for one in found]
 
         samples = self._reader.read(fetch)
+        links = self._links.read(fetch) if self._links is not None else ()
         notes = [*self._reader.notes(), *self._client.take_warnings()]
         self._tell(notes)
         if (skew := self._clock_skew()) is not None:
             own = entity("collector", self._name)
             samples.append(Sample(now_seconds, own, "prometheus_clock_skew_seconds", skew))
-        return Collection(samples=samples, notes=notes)
+        return Collection(samples=samples, notes=notes, links=links)
 
     def _tell(self, notes: Sequence[str]) -> None:
         """Log what is missing when it changes, not at every collection."""

@@ -6,6 +6,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ from collectors.access import HttpAccess
 from collectors.contract import Collector, CollectorError, Paced, Sample, SeriesKey
 from collectors.exporter import make_exporter_server
 from collectors.fleet_reader import PrometheusQuery
+from collectors.links import Link, Relation
 from collectors.promapi import PrometheusClient
 from collectors.prometheus import PrometheusCollector, default_queries
 from collectors.signals import catalogue
@@ -25,7 +27,7 @@ from collectors.store.contract import SeriesReader
 from collectors.store.prometheus import PrometheusSeriesReader
 from collectors.store.sqlite import SqliteSeriesStore
 
-GPU = 'gpu="0",UUID="GPU-1",Hostname="box1"'
+GPU = 'gpu="0",UUID="GPU-1",Hostname="box1",exported_pod="m-0",exported_namespace="prod",pod="dcgm"'
 TEXT = f"""\
 # TYPE DCGM_FI_DEV_GPU_TEMP gauge
 DCGM_FI_DEV_GPU_TEMP{{{GPU}}} 71
@@ -41,8 +43,8 @@ node_cpu_seconds_total{{cpu="0",mode="user"}} {{ticks}}
 node_cpu_seconds_total{{cpu="1",mode="idle"}} {{ticks}}
 node_cpu_seconds_total{{cpu="1",mode="user"}} {{ticks}}
 # TYPE vllm:num_requests_waiting gauge
-vllm:num_requests_waiting{{model_name="m",engine="0"}} 2
-vllm:num_requests_waiting{{model_name="m",engine="1"}} 3
+vllm:num_requests_waiting{{model_name="m",engine="0",pod="m-0",namespace="prod"}} 2
+vllm:num_requests_waiting{{model_name="m",engine="1",pod="m-1",namespace="prod"}} 3
 # TYPE vllm:e2e_request_latency_seconds histogram
 vllm:e2e_request_latency_seconds_bucket{{model_name="m",le="1"}} {{ticks}}
 vllm:e2e_request_latency_seconds_bucket{{model_name="m",le="2"}} {{ticks}}
@@ -97,6 +99,25 @@ def test_a_fleet_reads_as_canonical_signals(stack: Stack, live: SimpleNamespace)
 
 
 @pytest.mark.integration
+def test_where_replicas_run_is_read_with_their_numbers(stack: Stack, live: SimpleNamespace) -> None:
+    expected = {
+        Link("pod/prod.m-0", Relation.RUNS_ON, "host/box1/gpu/0"),
+        Link("service/m/replica/m-0", Relation.RUNS_ON, "pod/prod.m-0"),
+        Link("service/m/replica/m-1", Relation.RUNS_ON, "pod/prod.m-1"),
+    }
+
+    def found() -> bool:
+        collector = PrometheusCollector("places", stack.url)
+        stack.collect(collector)
+        with closing(PrometheusCollector("places", stack.url)) as asked:
+            links = {*asked.collect(1000.0).links}
+        collector.close()
+        return expected <= links
+
+    live.eventually(found, stack.process)
+
+
+@pytest.mark.integration
 def test_a_query_of_ones_own_may_fix_the_entity(stack: Stack, live: SimpleNamespace) -> None:
     collector = PrometheusCollector(
         "own", stack.url, [PrometheusQuery("llm_slots", "vector(8)", "service/llm")]
@@ -143,7 +164,9 @@ def _answers(client: PrometheusClient) -> list[Any]:
 
 @pytest.mark.integration
 def test_a_query_by_hand_gives_canonical_and_raw_names(stack: Stack, live: SimpleNamespace) -> None:
-    live.eventually(lambda: stack.collect(PrometheusCollector("hand", stack.url)), stack.process)
+    key = ("host/box1/gpu/0", "gpu_temperature_celsius")
+    collector = PrometheusCollector("hand", stack.url)
+    live.eventually(lambda: key in stack.collect(collector), stack.process)
     reading = collect_source(
         'prometheus:{__name__=~"DCGM_FI_DEV_GPU_TEMP|scrape_series_added"}',
         prometheus_url=stack.url,
