@@ -5,8 +5,8 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import httpx
@@ -21,6 +21,7 @@ from collectors.registry import build_collectors
 from collectors.remote_write import RemoteWriteClient, SpoolSender, encode_write_request
 from collectors.settings import CollectorsSettings
 from collectors.spool import Spool, SpoolError, SpoolState
+from collectors.staleness import EndedSeries
 
 log = structlog.get_logger(__name__)
 
@@ -31,6 +32,7 @@ JOB = "galen-agent"
 _IDLE_SECONDS = 1.0
 _AFTER_FAULT_SECONDS = 5.0
 _FLUSH_SECONDS = 5.0
+_SILENCE_SECONDS = 60.0
 
 
 class PushAgent:
@@ -40,7 +42,8 @@ class PushAgent:
     that is missing where the series are is a poll that was lost), ``galen_agent_waiting_samples``,
     ``galen_agent_parked_samples`` (refused by the server) and ``galen_agent_dropped_samples_total``
     (lost to a full buffer since it was made, or to a full disk since the start), so that a loss shows
-    where the series are.
+    where the series are. A series that comes no more, and every series at the end, gets a marker of
+    staleness.
 
     Args:
         poller: the collectors.
@@ -71,6 +74,7 @@ class PushAgent:
         self._clock = clock or SteadyClock()
         self._monotonic = monotonic
         self._arrived = threading.Event()
+        self._ended = EndedSeries(max(_SILENCE_SECONDS, 3 * interval_seconds))
         self._polls = 0
         self._lost_samples = 0
         """Samples of polls that could not be written to the spool, such as on a full disk."""
@@ -84,17 +88,14 @@ class PushAgent:
         now = self._clock()
         self._polls += 1
         samples = [*self._poller.tick(now).samples, *self._own_samples(now)]
-        try:
-            self._spool.append(encode_write_request(samples, self._labels), len(samples))
-        except SpoolError:
-            self._lost_samples += len(samples)
-            raise
-        self._arrived.set()
+        samples += self._ended.markers(now, samples)
+        self._keep(samples)
         return len(samples)
 
     def run(self, stop: threading.Event) -> None:
-        """Poll and send until told to stop; then try once more to send what is left."""
-        thread = threading.Thread(target=self._send, args=(stop,), name="remote-write", daemon=True)
+        """Poll and send until told to stop; then say that all series end, and send what can be sent."""
+        done = threading.Event()
+        thread = threading.Thread(target=self._send, args=(done,), name="remote-write", daemon=True)
         thread.start()
         due = self._monotonic()
         while not stop.is_set():
@@ -106,10 +107,22 @@ class PushAgent:
             late = self._monotonic() - due
             due += self._interval_seconds * (1 + max(0, int(late / self._interval_seconds)))
             stop.wait(max(0.0, due - self._monotonic()))
+        if markers := self._ended.end_all(self._clock()):
+            with suppress(SpoolError):  # then they are stale after five minutes, as after a crash
+                self._keep(markers)
+        done.set()
         self._arrived.set()
         thread.join(timeout=_FLUSH_SECONDS)
 
-    def _send(self, stop: threading.Event) -> None:
+    def _keep(self, samples: Sequence[Sample]) -> None:
+        try:
+            self._spool.append(encode_write_request(samples, self._labels), len(samples))
+        except SpoolError:
+            self._lost_samples += len(samples)
+            raise
+        self._arrived.set()
+
+    def _send(self, done: threading.Event) -> None:
         while True:
             self._arrived.clear()
             try:
@@ -118,12 +131,12 @@ class PushAgent:
             except Exception:
                 log.exception("remote_write_broke")
                 wait = _AFTER_FAULT_SECONDS
-            if stop.is_set() and wait != 0:
+            if done.is_set() and wait != 0:
                 return
             if wait is None:
                 self._arrived.wait(_IDLE_SECONDS)
             elif wait:
-                stop.wait(wait)
+                done.wait(wait)
 
     def _own_samples(self, now_seconds: float) -> Iterator[Sample]:
         state = self._spool.state()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import math
 import os
 import shutil
 import signal
@@ -113,11 +114,18 @@ class Server:
         self.stop(signal.SIGKILL)
 
     def samples(self, selector: str, span: str = "1h") -> list[tuple[float, float]]:
-        """Return the stored samples of a selector over the last hour, by time."""
+        """Return the stored samples of a selector over the last hour, by time, without markers."""
         query = urllib.parse.urlencode({"query": f"{selector}[{span}]", "nocache": "1"})
         with urllib.request.urlopen(f"{self.url}/api/v1/query?{query}", timeout=10) as answer:
             found = json.load(answer)["data"]["result"]
-        return sorted((float(at), float(value)) for one in found for at, value in one["values"])
+        points = [(float(at), float(value)) for one in found for at, value in one["values"]]
+        return sorted(point for point in points if not math.isnan(point[1]))
+
+    def now(self, selector: str) -> list[float]:
+        """Return what a query gives at this moment."""
+        query = urllib.parse.urlencode({"query": selector, "nocache": "1"})
+        with urllib.request.urlopen(f"{self.url}/api/v1/query?{query}", timeout=10) as answer:
+            return [float(one["value"][1]) for one in json.load(answer)["data"]["result"]]
 
     def flush(self) -> None:
         """Make what was written visible; Prometheus does so by itself."""

@@ -162,6 +162,7 @@ def test_no_poll_is_lost_while_the_server_and_the_agent_restart(
         eventually(lambda: len(receiver.samples(stored)) >= 50)
     wanted = [float(number) for number in range(1, counter.calls + 1)]
     eventually(lambda: [value for _, value in receiver.samples(stored)] == wanted)
+    eventually(lambda: receiver.now(stored) == [])  # an agent that stops says so
 
 
 @pytest.mark.integration
