@@ -12,7 +12,7 @@ import structlog
 from collectors.contract import CollectorError, Sample
 from collectors.exposition import is_present
 from collectors.gpu.throttle import throttle_signals
-from collectors.mapping import EntityNamer, together
+from collectors.mapping import EntityNamer, described, together
 from collectors.promapi import MAX_QUERY_CHARACTERS, Matrix, PrometheusError
 from collectors.signals import catalogue
 
@@ -39,6 +39,8 @@ class PrometheusQuery:
     signal: str
     promql: str
     entity: str | None = None
+    exporter: str = ""
+    """Whose names it asks for; with its UUID it tells which source is believed about a GPU."""
 
 
 class FleetReader:
@@ -103,9 +105,9 @@ class FleetReader:
     def _read_exported(self, fetch: Fetch) -> Iterator[Sample]:
         for selector in selectors(catalogue()):
             for labels, points in fetch(selector):
-                described = {k: v for k, v in labels.items() if (k, v) == ("simulated", "true")}
+                about = {k: v for k, v in labels.items() if (k, v) == ("simulated", "true")}
                 for at, value in points:
-                    yield Sample(at, labels["entity"], labels["__name__"], value, described)
+                    yield Sample(at, labels["entity"], labels["__name__"], value, about)
 
     def _ask_apart(self, queries: Sequence[PrometheusQuery], fetch: Fetch) -> Sequence[Sample]:
         """Ask queries together; where one of them is refused, find it by halving and leave it out."""
@@ -131,7 +133,7 @@ class FleetReader:
 
     def _ask(self, queries: Sequence[PrometheusQuery], fetch: Fetch) -> Iterator[Sample]:
         values: dict[tuple[int, str], dict[float, float]] = {}
-        described: dict[tuple[int, str], Mapping[str, str]] = {}
+        about: dict[tuple[int, str], Mapping[str, str]] = {}
         for labels, points in fetch(_union(queries)):
             rank = int(labels[_RANK_LABEL])
             query = queries[rank]
@@ -146,11 +148,11 @@ class FleetReader:
                     column[at] = together(known, column[at], value)
                 else:
                     column[at] = value
-            described[rank, name] = {k: v for k, v in labels.items() if k == "simulated"}
+            about[rank, name] = _described(query, name, labels)
         for (rank, name), column in sorted(values.items(), key=lambda item: item[0]):
             for at, value in column.items():
                 for signal, part in _with_flags(queries[rank].signal, value):
-                    yield Sample(at, name, signal, part, described[rank, name])
+                    yield Sample(at, name, signal, part, about[rank, name])
 
 
 def selectors(names: Iterable[str], matchers: Mapping[str, str] | None = None) -> Iterator[str]:
@@ -164,6 +166,14 @@ def selectors(names: Iterable[str], matchers: Mapping[str, str] | None = None) -
     more = "".join(f",{label}={_quoted(text)}" for label, text in (matchers or {}).items())
     for some in _chunks(list(names), len):
         yield f'{{__name__=~"{"|".join(some)}",entity!=""{more}}}'
+
+
+def _described(query: PrometheusQuery, name: str, labels: Mapping[str, str]) -> Mapping[str, str]:
+    about = {k: v for k, v in labels.items() if k == "simulated"}
+    uuid = described(labels).get("uuid")
+    if query.exporter and uuid and "/gpu/" in name:
+        about |= {"uuid": uuid, "exporter": query.exporter}
+    return about
 
 
 def _quoted(text: str) -> str:

@@ -21,6 +21,7 @@ from collectors.mapping import (
     COLLECTOR_LABELS,
     GPU_LABELS,
     HOST_LABELS,
+    MIG_LABEL,
     SERVICE_LABELS,
     is_additive,
 )
@@ -47,7 +48,9 @@ def default_queries(
     """
     wanted = tuple(sources)
     return [
-        PrometheusQuery(signal.name, _promql(signal, parse_expression(name), window_seconds))
+        PrometheusQuery(
+            signal.name, _promql(signal, parse_expression(name), window_seconds), exporter=source
+        )
         for signal in catalogue().values()
         for source in wanted
         for name in signal.names.get(source, ())
@@ -230,9 +233,18 @@ def _operand(signal: Signal, selector: Selector, by: str, window: str) -> str:
     series = selector.promql()
     if selector.counted:
         return f"count by ({by}) ({series})"
+    if signal.sticky:
+        # The exporter repeats its last event for ever: it stands while it is new. Not by changes(),
+        # which counts the first sample of a series as one in VictoriaMetrics.
+        spread = f"max_over_time({series}{window}) > bool min_over_time({series}{window})"
+        return f"max by ({by}) ({series} * ({spread}))"
     if selector.is_counter and signal.kind is not Kind.COUNTER:
         change = "increase" if signal.kind is Kind.EVENT else "rate"
-        return f"{selector.fold or 'sum'} by ({by}) ({change}({series}{window}))"
+        grown = f"{selector.fold or 'sum'} by ({by}) ({change}({series}{window}))"
+        if not selector.matchers:
+            return grown
+        # No such event so far is zero where the target counts their like.
+        return f"({grown} or 0 * sum by ({by}) ({change}({selector.name}{window})))"
     if selector.fold or is_additive(signal) or selector.is_counter:
         return f"{selector.fold or 'sum'} by ({by}) ({series})"
     return f"{'min' if signal.bad_direction is Bad.DOWN else 'max'} by ({by}) ({series})"
@@ -241,7 +253,7 @@ def _operand(signal: Signal, selector: Selector, by: str, window: str) -> str:
 def _labels_of(signal: Signal) -> str:
     """The labels that can name the entity of a signal, and tell simulated series from real ones."""
     by_layer = {
-        Layer.GPU: (*HOST_LABELS, *GPU_LABELS),
+        Layer.GPU: (*HOST_LABELS, *GPU_LABELS, MIG_LABEL),
         Layer.HOST: HOST_LABELS,
         Layer.STORAGE: HOST_LABELS,
         Layer.NETWORK: HOST_LABELS,

@@ -35,6 +35,11 @@ DCGM_FI_DEV_GPU_TEMP{{{GPU}}} 71
 DCGM_FI_DEV_FB_USED{{{GPU}}} 1024
 # TYPE DCGM_FI_DEV_CLOCKS_EVENT_REASONS gauge
 DCGM_FI_DEV_CLOCKS_EVENT_REASONS{{{GPU}}} 32
+# TYPE DCGM_FI_DEV_XID_ERRORS gauge
+DCGM_FI_DEV_XID_ERRORS{{{GPU}}} 79
+DCGM_FI_DEV_FB_USED{{{GPU},GPU_I_ID="2"}} 8
+# TYPE vllm:request_success_total counter
+vllm:request_success_total{{model_name="m",finished_reason="stop"}} {{ticks}}
 # TYPE node_load1 gauge
 node_load1 3
 # TYPE node_cpu_seconds_total counter
@@ -81,7 +86,11 @@ def stack(
 @pytest.mark.integration
 def test_a_fleet_reads_as_canonical_signals(stack: Stack, live: SimpleNamespace) -> None:
     collector = PrometheusCollector("fleet", stack.url, longest_backoff_seconds=0.1)
-    wanted = {("service/m", "llm_request_latency_seconds"), ("host/127.0.0.1", "host_cpu_percent")}
+    wanted = {
+        ("service/m", "llm_request_latency_seconds"),
+        ("service/m", "llm_error_ratio"),
+        ("host/127.0.0.1", "host_cpu_percent"),
+    }
     seen: dict[tuple[str, str], float] = live.eventually(
         lambda: s if wanted <= set(s := stack.collect(collector)) else None, stack.process
     )
@@ -91,6 +100,10 @@ def test_a_fleet_reads_as_canonical_signals(stack: Stack, live: SimpleNamespace)
     assert seen[gpu, "gpu_throttle_thermal"] == 1
     assert seen["host/127.0.0.1", "host_load"] == 1.5
     assert seen["host/127.0.0.1", "host_cpu_percent"] == pytest.approx(50)
+    # An event that the exporter repeats for ever is over; one that never happened is zero.
+    assert seen[gpu, "gpu_xid"] == 0
+    assert seen["service/m", "llm_error_ratio"] == 0
+    assert seen[f"{gpu}/mig/2", "gpu_memory_used_bytes"] == 8 * 1024**2
     skew = seen["collector/prometheus-fleet", "prometheus_clock_skew_seconds"]
     assert abs(skew) < 5
     assert seen["service/m", "llm_queue_depth"] == 5
@@ -259,3 +272,19 @@ def test_a_failing_server_is_left_alone_for_longer_and_longer() -> None:
     pauses = [later - sooner for sooner, later in itertools.pairwise(asked)]
     assert 7 <= pauses[0] <= 15
     assert all(30 <= pause <= 61 for pause in pauses[2:])
+
+
+@pytest.mark.integration
+def test_a_gpu_that_a_fleet_reads_can_be_told_by_its_uuid(
+    stack: Stack, live: SimpleNamespace
+) -> None:
+    collector = PrometheusCollector("uuid", stack.url)
+
+    def labels() -> dict[str, str] | None:
+        stack.collect(collector)
+        samples = collector.collect(1000.0).samples
+        named = [one for one in samples if one.signal == "gpu_temperature_celsius"]
+        return dict(named[0].labels) if named else None
+
+    assert live.eventually(labels, stack.process) == {"uuid": "GPU-1", "exporter": "dcgm"}
+    collector.close()
