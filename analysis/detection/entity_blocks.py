@@ -33,8 +33,8 @@ class EntityBlocks:
         self._columns = Columns(mean=np.nan, variance=0.0, count=0.0, last_seconds=np.nan, gap=0.0)
         self._entities: dict[str, int] = {}
         self._sizes: list[int] = []
-        self._entity_of: list[int] = []
-        self._slot_of: list[int] = []
+        self._entity_of: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+        self._slot_of: NDArray[np.int64] = np.empty(0, dtype=np.int64)
         self._member: NDArray[np.int64] = np.empty(0, dtype=np.int64)
 
     @property
@@ -62,17 +62,18 @@ class EntityBlocks:
         start = len(self._profiles)
         self._profiles.grow(keys)
         self._columns.grow(len(keys))
-        added: list[int] = []
+        added: list[tuple[int, int, int]] = []
         for column, key in enumerate(keys, start=start):
             entity = self._entities.setdefault(key.entity, len(self._entities))
             if entity == len(self._sizes):
                 self._sizes.append(0)
             if self._profiles["statistical"][column] and self._sizes[entity] < self._largest:
-                added.append(column)
-                self._entity_of.append(entity)
-                self._slot_of.append(self._sizes[entity])
+                added.append((column, entity, self._sizes[entity]))
                 self._sizes[entity] += 1
-        self._member = np.append(self._member, np.array(added, dtype=np.int64))
+        columns, entities, slots = np.array(added, dtype=np.int64).reshape(-1, 3).T
+        self._member = np.append(self._member, columns)
+        self._entity_of = np.append(self._entity_of, entities)
+        self._slot_of = np.append(self._slot_of, slots)
 
     def to_blocks(self, values: FloatArray, fill: float = 0.0) -> FloatArray:
         """Lay numbers ``[series]`` into ``[entity, slot]``."""

@@ -39,17 +39,10 @@ class Trend:
     def __init__(self, settings: TrendSettings) -> None:
         self._settings = settings
         self._profiles = SeriesProfiles()
-        self._columns = Columns(
-            first_seconds=np.nan, last=np.nan, slope_per_second=np.nan, slow_score=0.0
-        )
+        self._columns = Columns(first_seconds=np.nan, last=np.nan, slow_score=0.0)
         self._watched: NDArray[np.int64] = np.empty(0, dtype=np.int64)
         self._fast = _Window(settings.fast_points, settings.fast_seconds, _FAST_TAU)
         self._slow = _Window(settings.slow_points, settings.slow_seconds, _SLOW_TAU)
-
-    @property
-    def slope_per_second(self) -> FloatArray:
-        """``[series]``: robust slope over the fast window in units a second; NaN where not watched."""
-        return self._columns["slope_per_second"]
 
     def grow(self, keys: Sequence[SeriesKey]) -> None:
         """Make room for new series; only those that can leak are watched."""
@@ -83,9 +76,8 @@ class Trend:
         slow_need = np.maximum(need, own.slow_share * np.nan_to_num(np.abs(level)))
         if due.any():
             self._slow.push(time_seconds, level, due)
-            slow, _ = self._slow.judge(slow_need)
-            columns["slow_score"][watched[due]] = slow[due]
-        fast, slope = self._fast.judge(need)
+            columns["slow_score"][watched[due]] = self._slow.judge(slow_need)[due]
+        fast = self._fast.judge(need)
         slow = np.minimum(columns["slow_score"][watched], self._slow.beyond(level, slow_need))
         score = np.fmax(np.minimum(fast, self._fast.beyond(level, need)), np.maximum(slow, 0.0))
         settled = time_seconds - columns["first_seconds"][watched] >= own.settle_seconds
@@ -93,7 +85,6 @@ class Trend:
         result.score[watched] = np.where(given & settled, score, np.nan)
         result.expected[watched] = expected
         result.high[watched] = expected + need
-        columns["slope_per_second"][watched] = slope
 
     def _forget_restarted(
         self, time_seconds: float, level: FloatArray, given: NDArray[np.bool_]
@@ -170,26 +161,37 @@ class _Window:
         before = np.fmax(self.peak, self.oldest)
         return np.asarray(np.nan_to_num((level - before) / np.maximum(need, 1e-12)))
 
-    def judge(self, need: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Return score and slope ``[watched]``.
+    def judge(self, need: FloatArray) -> FloatArray:
+        """Return a score ``[watched]``.
 
-        The score is the growth that the robust slope explains over the least that matters; 0 where
-        growth is uneven, not monotonous or already over.
+        It is the growth that the robust slope explains over the least that matters; 0 where growth
+        is uneven, not monotonous or already over. Cheap conditions come first: few series pass them.
         """
         times, values = self._arrays["times"], self._arrays["values"]
         span = times[-1] - times[0]
-        full = np.isfinite(values).all(axis=0) & (span >= self._least_seconds * 0.95)
-        steps = np.where(full, np.diff(values, axis=0), 0.0)
-        first, second = self._pairs
-        rise = np.where(full, values[second] - values[first], 0.0)
-        run = np.where(full, times[second] - times[first], 1.0)
-        slope = np.median(rise / run, axis=0)
+        steps = np.diff(values, axis=0)
         share = _EVEN_SHARE * steps.mean(axis=0)
-        even = (np.median(steps, axis=0) >= share) & (steps[-2:].mean(axis=0) >= share)
-        sound = full & even & (np.sign(rise).mean(axis=0) >= self._least_tau) & (slope > 0)
-        growth = slope * np.where(full, span, 0.0)
-        score = np.where(sound, growth / np.maximum(need, 1e-12), 0.0)
-        return score, np.where(full, slope, np.nan)
+        full = np.isfinite(values).all(axis=0) & (span >= self._least_seconds * 0.95)
+        chosen = np.flatnonzero(full & (steps[-2:].mean(axis=0) >= share))
+        chosen = chosen[np.median(steps[:, chosen], axis=0) >= share[chosen]]
+        slope, tau = self._robust_slope(chosen)
+        sound = (tau >= self._least_tau) & (slope > 0)
+        score = np.zeros(len(span))
+        growth = slope * span[chosen]
+        score[chosen] = np.where(sound, growth / np.maximum(need[chosen], 1e-12), 0.0)
+        return score
+
+    def _robust_slope(self, chosen: NDArray[np.int64]) -> tuple[FloatArray, FloatArray]:
+        """Return slope and tau of the chosen series.
+
+        The slope is the median of all pairs' (Theil-Sen); tau is the share of pairs that rise less
+        the share of those that fall (Kendall).
+        """
+        times, values = self._arrays["times"][:, chosen], self._arrays["values"][:, chosen]
+        first, second = self._pairs
+        rise = values[second] - values[first]
+        run = times[second] - times[first]
+        return np.median(rise / run, axis=0), np.sign(rise).mean(axis=0)
 
     def clear(self, chosen: NDArray[np.bool_]) -> None:
         """Forget everything of the chosen series."""
