@@ -229,7 +229,7 @@ class Climber:
         stale, unasked = "", ""
         blind: tuple[str, ...] = ()
         if plan.entity is not None:
-            unasked = not_asked_for(remedy, plan.entity, case.lead, case.history)
+            unasked = not_asked_for(remedy, plan.entity, case.history)
         if remedy.touches and plan.entity is not None:
             stale = stale_evidence(
                 case.lead.evidence, case.history, case.now, self._settings.max_evidence_age_seconds

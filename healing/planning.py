@@ -116,23 +116,25 @@ def stale_evidence(
     return f"{old.signal} of {old.entity} is older than {max_age_seconds:.0f} s: nobody acts blind"
 
 
-def not_asked_for(remedy: Remedy, entity: str, hypothesis: Hypothesis, history: History) -> str:
+def not_asked_for(remedy: Remedy, entity: str, history: History) -> str:
     """Return, in words, that nobody asks for a remedy that has to be asked for; empty when one does.
 
-    The conditions are looked for on the entity that would be acted on, and on that of the cause.
+    The conditions are looked for on what would be acted on and what belongs to it: a host is to be
+    rebooted where one of its GPUs asks for it.
     """
     if not remedy.only_when:
         return ""
     measured = []
     for condition in remedy.only_when:
-        for place in dict.fromkeys((entity, hypothesis.entity)):
-            key = SeriesKey(place, condition.signal)
+        for key in history.keys:
+            if key.signal != condition.signal or not related(key.entity, entity):
+                continue
             value = history.latest(key, max_age_seconds=FRESH_SECONDS)
             if value in condition.one_of:
                 return ""
             if value is not None:
                 words = value_words(value, unit_of(condition.signal), condition.signal)
-                measured.append(f"{condition.signal} is {words}")
+                measured.append(f"{condition.signal} of {key.entity} is {words}")
     what = "; ".join(measured) or "nothing says what the device needs"
     return f"{remedy.name} is not asked for: {what}"
 

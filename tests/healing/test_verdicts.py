@@ -91,6 +91,21 @@ def test_a_request_that_is_taken_back_before_the_yes_is_not_carried_out(world: G
     assert world.ledger.get(proposal.id).state.value == "blocked"
 
 
+def test_a_host_is_rebooted_where_one_of_its_gpus_asks_for_it(world: GpuWorld) -> None:
+    lost(world, gpu_recommended_action=4.0)
+    (incident,) = world.incidents.values()
+    lead = make_hypothesis(
+        "gpu_driver_hang", ("reboot_host", "page_human"), entity="host/box",
+        evidence=incident.hypotheses[0].evidence,
+    )  # fmt: skip
+    world.open(make_incident(lead, entity="host/box", onset_seconds=world.now))
+    world.run(5)
+    (proposed,) = world.ledger.actions()
+    assert (proposed.action, proposed.entity, proposed.state.value) == (
+        "reboot_host", "host/box", "proposed",
+    )  # fmt: skip
+
+
 def test_an_old_word_asks_for_nothing(world: GpuWorld) -> None:
     lost(world, gpu_recommended_action=3.0)
     world.idle(1)

@@ -71,7 +71,7 @@ def test_what_came_with_the_failure_is_evidence_and_what_is_older_is_not(world: 
     world.lose_gpu(5).set(990.0, READER, scrape_success=0).set(990.0, HOST, gpu_driver_state=1)
     found = world.detections()
     leading = diagnose(found).leading
-    assert leading.cause == "gpu_driver_hang"
+    assert (leading.cause, leading.entity) == ("gpu_hung", GPU)
     assert "gpu_state" in {each.signal for each in leading.evidence}
     old = {
         key: replace(state, age_seconds=8.0) if key == SeriesKey(GPU, "gpu_state") else state
