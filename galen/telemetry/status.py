@@ -98,7 +98,9 @@ class StatusBoard:
         """
         self._ticks += 1
         self._samples += len(samples)
-        simulated = {one.entity for one in samples if one.labels.get("simulated") == "true"}
+        real = {one.entity for one in samples if one.labels.get("simulated") != "true"}
+        # A real host that has a simulated GPU is real.
+        simulated = {one.entity for one in samples} - real
         anomalies = () if found is None else found.anomalies
         status = WatchStatus(
             started_seconds=self._started_seconds,

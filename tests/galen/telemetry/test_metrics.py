@@ -125,6 +125,17 @@ def test_the_watch_loop_and_its_scores(paths: StatePaths, own: GalenMetrics) -> 
     }
 
 
+def test_a_real_host_with_a_simulated_gpu_is_real(paths: StatePaths, own: GalenMetrics) -> None:
+    board = StatusBoard(paths.status, started_seconds=NOW, interval_seconds=1.0)
+    samples = [
+        Sample(NOW, GPU, "gpu_temperature_celsius", 91.0, {"simulated": "true"}),
+        Sample(NOW, GPU, "gpu_power_usage_watts", 300.0),
+    ]
+    board.write(NOW, 0.01, samples, _detections())
+    scores = _values(_families(own), "galen_entity_anomaly_score", "simulated")
+    assert scores == {("",): 3.5}
+
+
 def test_scores_of_a_loop_that_has_ended_are_absent(paths: StatePaths) -> None:
     _watched(paths)
     late = GalenMetrics(paths, lambda: NOW + 3600)
