@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -226,6 +227,8 @@ def _everything() -> SimpleNamespace:
 def test_promtool_finds_nothing_to_mend(paths: StatePaths, own: GalenMetrics) -> None:
     binary = shutil.which("promtool")
     if binary is None:
+        if os.environ.get("GALEN_REQUIRE_SERVICES") == "1":
+            pytest.fail("GALEN_REQUIRE_SERVICES=1 and there is no promtool on the PATH")
         pytest.skip("there is no promtool on the PATH")
     _watched(paths)
     Journal(paths.journal).close()
