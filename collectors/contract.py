@@ -117,6 +117,15 @@ class Collector(Protocol):
 
 
 @runtime_checkable
+class LimitsSeries(Protocol):
+    """A collector of many sources, which holds each of them to the limit of series itself."""
+
+    @property
+    def series_limit(self) -> object:
+        """The limit that it applies, None where there is none."""
+
+
+@runtime_checkable
 class Paced(Protocol):
     """A collector that is not called at every tick says how often it is called."""
 

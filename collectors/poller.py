@@ -16,12 +16,14 @@ from dataclasses import dataclass
 
 import structlog
 
+from collectors.cardinality import SeriesLimit
 from collectors.claims import GpuClaims
 from collectors.contract import (
     Collection,
     Collector,
     CollectorError,
     CollectorHealth,
+    LimitsSeries,
     Paced,
     Sample,
 )
@@ -78,6 +80,7 @@ class Poller:
         collectors: their names must differ.
         clock: a clock that never goes back.
         budget_seconds: the longest that one tick may take.
+        limit: how many series each collector may have; ``scrape_series_refused`` counts the others.
 
     Raises:
         ValueError: when two collectors share a name.
@@ -89,6 +92,7 @@ class Poller:
         clock: Callable[[], float] = time.monotonic,
         *,
         budget_seconds: float = DEFAULT_BUDGET_SECONDS,
+        limit: SeriesLimit | None = None,
     ) -> None:
         names = [collector.name for collector in collectors]
         twice = {name for name in names if names.count(name) > 1}
@@ -98,7 +102,9 @@ class Poller:
         self._budget_seconds = budget_seconds
         self._progress = threading.Condition()
         self._claims = GpuClaims()
-        self._runners = [_Runner(collector, clock, self._progress) for collector in collectors]
+        self._runners = [
+            _Runner(collector, clock, self._progress, limit) for collector in collectors
+        ]
 
     def tick(self, now_seconds: float) -> Tick:
         """Call every collector that is due and gather what has come in."""
@@ -144,11 +150,17 @@ class _Runner:
     """One collector, its thread and its record."""
 
     def __init__(
-        self, collector: Collector, clock: Callable[[], float], progress: threading.Condition
+        self,
+        collector: Collector,
+        clock: Callable[[], float],
+        progress: threading.Condition,
+        limit: SeriesLimit | None,
     ) -> None:
         self._collector = collector
         self._clock = clock
         self._progress = progress
+        # A collector of many sources applies the limit to each of them.
+        self._limit = None if isinstance(collector, LimitsSeries) else limit
         self._entity = entity("collector", collector.name)
         self._every_seconds = collector.every_seconds if isinstance(collector, Paced) else 0.0
         self._calls: queue.SimpleQueue[float | None] = queue.SimpleQueue()
@@ -197,12 +209,17 @@ class _Runner:
             return []
         self._record(result)
         if result.collection is None:
-            return list(result.known)
+            return self._admitted(result.known)
         self._succeeded_at, self._succeeded_time = self._clock(), now_seconds
         self.links = result.collection.links
         samples = list(result.collection.samples)
         self._out_of_range = result.unusable + sum(map(_is_out_of_range, samples))
-        return samples
+        return self._admitted(samples)
+
+    def _admitted(self, samples: Sequence[Sample]) -> list[Sample]:
+        if self._limit is None:
+            return list(samples)
+        return self._limit.admit(self._collector.name, samples)
 
     def own_samples(self, now_seconds: float) -> Iterator[Sample]:
         if not self._recent:  # nothing has been called to its end: nothing is known
@@ -221,6 +238,8 @@ class _Runner:
             values["metric_out_of_range_ratio"] = self._out_of_range / given
         for signal, value in values.items():
             yield Sample(now_seconds, self._entity, signal, value)
+        if self._limit is not None:
+            yield self._limit.sample(now_seconds, self._collector.name)
 
     def health(self) -> CollectorHealth:
         collection = self._last.collection

@@ -14,6 +14,7 @@ import httpx
 import structlog
 
 from collectors.canary import CanaryCollector, GoldenPrompt
+from collectors.cardinality import SeriesLimit
 from collectors.contract import Collector
 from collectors.gpu.kernel_log import open_log
 from collectors.gpu.nvml import NvmlCollector, nvml_library_present
@@ -37,6 +38,7 @@ def build_collectors(
     gpu_load: Callable[[], float | None] | None = None,
     rng: random.Random | None = None,
     nvml_present: Callable[[], bool] = nvml_library_present,
+    limit: SeriesLimit | None = None,
 ) -> list[Collector]:
     """Build every collector that the settings ask for.
 
@@ -51,6 +53,7 @@ def build_collectors(
             never simulates.
         rng: noise of the simulated GPU.
         nvml_present: whether NVML can be loaded here.
+        limit: how many series each target of the scrape pool may have.
     """
     host = settings.host_name or socket.gethostname()
     collectors: list[Collector] = []
@@ -62,7 +65,7 @@ def build_collectors(
     for target in settings.services:
         collectors += _service(target)
     if settings.scrape:
-        collectors.append(_scraping(settings))
+        collectors.append(_scraping(settings, limit))
     collectors += [_prometheus(target) for target in settings.prometheus]
     for collector in collectors:
         support = collector.is_supported()
@@ -135,10 +138,10 @@ def _nvml(
     ]
 
 
-def _scraping(settings: CollectorsSettings) -> Collector:
+def _scraping(settings: CollectorsSettings, limit: SeriesLimit | None) -> Collector:
     from collectors.scraping.build import scrape_collector  # noqa: PLC0415
 
-    return scrape_collector(settings)
+    return scrape_collector(settings, limit)
 
 
 def _client() -> httpx.Client:

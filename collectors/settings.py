@@ -272,6 +272,18 @@ class CollectorsSettings(_Frozen):
         le=100 * 366,
         description="age at which roll-ups of an hour go; never before the samples",
     )
+    most_series_per_source: int = Field(
+        20_000,
+        ge=1,
+        le=10_000_000,
+        description="new series of a collector, or of a scraped target, are refused above this",
+    )
+    most_series: int = Field(
+        200_000,
+        ge=1,
+        le=100_000_000,
+        description="new series are refused above this, all sources together",
+    )
     host_enabled: bool = Field(default=True, description="whether to watch this machine")
     host_name: Name | None = Field(
         None, description="its name; null is what the system calls itself"

@@ -14,6 +14,7 @@ from analysis.analyst import Analyst
 from analysis.detection.seasonal_history import fit_shapes
 from analysis.history import History
 from analysis.journal import EventKind, Journal
+from collectors.cardinality import SeriesLimit
 from collectors.contract import Collector, SeriesKey
 from collectors.entities import entity
 from collectors.exporter import make_exporter_server
@@ -140,12 +141,18 @@ def _watch_parts(
     history = History(capacity_ticks=capacity)
     store = SqliteSeriesStore(paths.series)
     stack.callback(store.close)
+    limit = SeriesLimit(
+        per_source=settings.collectors.most_series_per_source,
+        overall=settings.collectors.most_series,
+        known=(info.key for info in store.series()),
+    )
     collectors = build_collectors(
         settings.collectors,
         state_dir=paths.state_dir,
         gpu_load=_service_load(settings, history),
+        limit=limit,
     )
-    poller = Poller(collectors, budget_seconds=0.8 * watch.interval_seconds)
+    poller = Poller(collectors, budget_seconds=0.8 * watch.interval_seconds, limit=limit)
     stack.callback(poller.close)
     analyst = Analyst(settings.analysis, journal, history, state_path=paths.detection)
     stack.callback(analyst.close)
@@ -166,7 +173,7 @@ def _watch_parts(
         ledger,
         journal,
         _seasons(settings, paths, stack),
-        StoreUpkeep(store, _retention(settings.collectors)),
+        StoreUpkeep(store, _retention(settings.collectors), limit=limit),
     )
 
 

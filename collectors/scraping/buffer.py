@@ -21,6 +21,7 @@ class Batch(NamedTuple):
     samples: Sequence[Sample]
     links: Sequence[Link] = ()
     unrecognised: Sequence[str] = ()
+    target: str = ""
 
 
 class SampleBuffer:

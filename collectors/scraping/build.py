@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 from functools import partial
 
+from collectors.cardinality import SeriesLimit
 from collectors.presets import presets
 from collectors.reading import TargetReader
 from collectors.scraping.buffer import SampleBuffer
@@ -19,7 +20,9 @@ _WINDOW_INTERVALS = 3.0
 """A window must hold some scrapes: with fewer, one that fails leaves no rate at all."""
 
 
-def scrape_collector(settings: CollectorsSettings) -> ScrapeCollector:
+def scrape_collector(
+    settings: CollectorsSettings, limit: SeriesLimit | None = None
+) -> ScrapeCollector:
     """Return one collector of one pool for all jobs.
 
     Raises:
@@ -32,7 +35,7 @@ def scrape_collector(settings: CollectorsSettings) -> ScrapeCollector:
         buffer,
         memory_bytes=int(settings.scrape_memory_megabytes * 1e6),
     )
-    return ScrapeCollector(pool, buffer)
+    return ScrapeCollector(pool, buffer, limit)
 
 
 def _job(job: ScrapeJobSettings) -> ScrapeJob:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import structlog
 
+from collectors.cardinality import SeriesLimit
 from collectors.contract import Collection, CollectorError, Sample, Support
 from collectors.entities import entity
-from collectors.scraping.buffer import SampleBuffer
+from collectors.scraping.buffer import Batch, SampleBuffer
 from collectors.scraping.pool import ScrapePool
 
 log = structlog.get_logger(__name__)
@@ -28,9 +29,14 @@ class ScrapeCollector:
     Args:
         pool: closed together with the collector.
         buffer: the pool's.
+        limit: how many series each target may have.
     """
 
-    def __init__(self, pool: ScrapePool, buffer: SampleBuffer) -> None:
+    def __init__(
+        self, pool: ScrapePool, buffer: SampleBuffer, limit: SeriesLimit | None = None
+    ) -> None:
+        self._limit = limit
+        self._refusing: set[str] = set()
         self._pool = pool
         self._buffer = buffer
         self._started = False
@@ -45,6 +51,11 @@ class ScrapeCollector:
     def deadline_seconds(self) -> float:
         """A call waits for no target."""
         return 5.0
+
+    @property
+    def series_limit(self) -> SeriesLimit | None:
+        """The limit of each target."""
+        return self._limit
 
     def is_supported(self) -> Support:
         """Always; whether a target is there is for its own health to say."""
@@ -64,8 +75,9 @@ class ScrapeCollector:
         batches = self._buffer.take(MAX_TAKEN)
         return Collection(
             samples=[
-                *(sample for batch in batches for sample in batch.samples),
+                *(sample for batch in batches for sample in self._admitted(batch)),
                 *self._own_samples(now_seconds),
+                *self._refusals(now_seconds),
             ],
             unrecognised=list(
                 dict.fromkeys(name for batch in batches for name in batch.unrecognised)
@@ -77,6 +89,24 @@ class ScrapeCollector:
     def close(self) -> None:
         """Stop the pool."""
         self._pool.close()
+
+    def _admitted(self, batch: Batch) -> Sequence[Sample]:
+        if self._limit is None:
+            return batch.samples
+        admitted = self._limit.admit(batch.target, batch.samples)
+        if len(admitted) < len(batch.samples):
+            self._refusing.add(batch.target)
+        return admitted
+
+    def _refusals(self, now_seconds: float) -> Iterator[Sample]:
+        """Yield what targets were refused, and one zero when that is over."""
+        if self._limit is None:
+            return
+        for name in sorted(self._refusing):
+            sample = self._limit.sample(now_seconds, name)
+            yield sample
+            if not sample.value:
+                self._refusing.discard(name)
 
     def _own_samples(self, now_seconds: float) -> Iterator[Sample]:
         state = self._pool.state()

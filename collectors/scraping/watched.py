@@ -96,7 +96,9 @@ class WatchedTarget:
             now, ended, took_seconds=ended - started, count=len(found.samples)
         )
         links = [*found.links, *self._reads(samples)]
-        self._shared.buffer.put(Batch([*samples, *health], links, found.unrecognised))
+        self._shared.buffer.put(
+            Batch([*samples, *health], links, found.unrecognised, self._target.name)
+        )
 
     async def _read(self, page: Page, now: float, started: float) -> Collection:
         if len(page.body) < LARGE_BYTES:

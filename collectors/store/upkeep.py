@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from collectors.cardinality import SeriesLimit
 from collectors.store.contract import HOUR_SECONDS, SeriesStore
 
 log = structlog.get_logger(__name__)
@@ -42,6 +43,7 @@ class StoreUpkeep:
     Args:
         store: what to look after.
         retention: what to keep.
+        limit: told which series are left after each deletion.
         monotonic: a clock that never goes back.
 
     Raises:
@@ -53,10 +55,12 @@ class StoreUpkeep:
         store: SeriesStore,
         retention: Retention,
         *,
+        limit: SeriesLimit | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._retention = retention
+        self._limit = limit
         self._monotonic = monotonic
         self._next_prune = self._next_compaction = monotonic()
         self._last: tuple[float, float] | None = None
@@ -85,6 +89,8 @@ class StoreUpkeep:
             hours_before_seconds=min(before, now_seconds - keep.hour_seconds),
         )
         self._store.prune(before_seconds=before)
+        if self._limit is not None:
+            self._limit.recount(info.key for info in self._store.series())
 
     def _compact(self, now_seconds: float) -> None:
         if not self._store.compact(now_seconds=now_seconds, budget_seconds=_BUDGET_SECONDS):
