@@ -142,6 +142,7 @@ class Planner:
         self._series: Sequence[Series] = ()
         self._counter_places: dict[int, int] = {}
         self._entities: dict[tuple[int, Layer], str] = {}
+        self._shared: dict[frozenset[tuple[str, str]], Mapping[str, str]] = {}
 
     def plan(self, series: Sequence[Series]) -> Plan:
         """Resolve the catalogue against these series."""
@@ -216,10 +217,10 @@ class Planner:
         by_entity: dict[str, dict[float, list[int]]] = {}
         for place in places:
             labels = self._series[place].labels
-            if selector.holds(labels):
-                name = self._entity(signal, place)
-                bounds = by_entity.setdefault(name, {})
-                bounds.setdefault(_bound(labels["le"]), []).append(place)
+            bound = _bound(labels["le"])
+            if selector.holds(labels) and not math.isnan(bound):
+                bounds = by_entity.setdefault(self._entity(signal, place), {})
+                bounds.setdefault(bound, []).append(place)
         for name, bounds in by_entity.items():
             every = [place for found in bounds.values() for place in found]
             way = Way(
@@ -279,7 +280,7 @@ class Planner:
             common = dict(common.items() & described(self._series[place].labels).items())
         if signal.layer is Layer.GPU and source != CANONICAL:
             common["exporter"] = source
-        return common
+        return self._shared.setdefault(frozenset(common.items()), common)
 
     def _counted(self, places: Sequence[int]) -> tuple[int, ...]:
         return tuple(self._counter_places.setdefault(p, len(self._counter_places)) for p in places)

@@ -56,7 +56,7 @@ class TargetReader:
         self._plan = Plan()
         self._links = SeriesLinks(self._plan, (), self._labels)
         self._planned = (-1, -1, -1)
-        self._counted: dict[tuple[str, frozenset[tuple[str, str]]], int] = {}
+        self._counted: dict[int, int] = {}
         self._unrecognised: Sequence[str] = ()
         self._standing: dict[tuple[str, str], tuple[float, float | None]] = {}
         self.kinds: tuple[str, ...] = ()
@@ -162,8 +162,9 @@ class TargetReader:
 
     def _resize(self) -> None:
         """Carry what is known of the counters over to their new places."""
+        # By their hashes, since the labels themselves would be most of what a reader holds.
         identities = [
-            (series.name, frozenset(series.labels.items()))
+            hash((series.name, frozenset(series.labels.items())))
             for series in (self._table.series[place] for place in self._plan.counters)
         ]
         self._history.resize(

@@ -130,7 +130,8 @@ class SeriesTable:
         self.generation = 0
         """Grows when places are given anew."""
         self.passed_names: dict[str, None] = {}
-        self._comments: set[str] = set()
+        self._comments: set[int] = set()
+        self._types: dict[str, int] = {}
         # By the hash of the text before the value: the texts themselves are most of what a table would
         # hold, and among some thousand series two 64-bit hashes do not meet.
         self._places: dict[int, int] = {}
@@ -176,6 +177,7 @@ class SeriesTable:
         self._label_sets.clear()
         self._by_name.clear()
         self._comments.clear()
+        self._types.clear()
         self.declared.clear()
         self.passed_names.clear()
         self._known_names.clear()
@@ -233,7 +235,7 @@ class SeriesTable:
 
     def comment(self, line: str) -> None:
         """Take a comment: the type, the unit or the help of a metric."""
-        if line in self._comments:
+        if hash(line) in self._comments:
             return
         parts = line[1:].strip().split(None, 2)
         if len(parts) < 2 or parts[0] not in {"TYPE", "HELP", "UNIT"}:
@@ -243,15 +245,15 @@ class SeriesTable:
         name, rest = parts[1].strip('"'), (parts[2].strip() if len(parts) > 2 else "")
         declared = self.declared.setdefault(name, Declared())
         if parts[0] == "TYPE":
-            if declared.kind not in {"unknown", rest}:
-                # The line of before is forgotten, so that a target may say it again.
-                self._comments = {one for one in self._comments if one.split()[2:3] != [parts[1]]}
-            declared.kind = rest
+            # The line of before is forgotten, so that a target may say it again.
+            self._comments.discard(self._types.get(name, 0))
+            self._types[name] = hash(line)
+            declared.kind = sys.intern(rest)
         elif parts[0] == "UNIT":
             declared.unit = rest
-        else:
+        elif self._wanted is None:
             declared.help = rest
-        self._comments.add(line)
+        self._comments.add(hash(line))
 
     def is_passed(self, name: str) -> bool:
         """Say whether lines of a name need not be looked at."""

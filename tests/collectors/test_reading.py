@@ -4,15 +4,18 @@ import math
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from collectors.contract import Collection, CollectorError
 from collectors.counter_history import CounterHistory
+from collectors.entities import entity
 from collectors.links import Link, Relation
+from collectors.plan import wanted_names
 from collectors.rates import CounterWindow
 from collectors.reading import TargetReader
 from collectors.settings import ReadingSettings
+from collectors.signals import catalogue
 
 NOW = 1_700_000_000.0
 
@@ -341,3 +344,47 @@ def test_a_replica_is_linked_to_its_pod_and_node() -> None:
         Link("service/m/replica/m-0", Relation.RUNS_ON, "pod/ml.m-0"),
         Link("service/m/replica/m-0", Relation.RUNS_ON, "host/n3"),
     }
+
+
+hostile_labels = st.dictionaries(
+    st.sampled_from(
+        ["le", "quantile", "gpu", "UUID", "GPU_I_ID", "Hostname", "model_name", "service", "entity",
+         "instance", "status", "mode", "finished_reason", "pod", "namespace", "simulated"]
+    ),
+    st.sampled_from(["", "0", "+Inf", "NaN", "0.95", "../..", "a/b/c", "stop", "200", "x y", "1e999"])
+    | st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), max_size=8),
+    max_size=4,
+)  # fmt: skip
+
+
+@given(
+    st.lists(
+        st.lists(
+            st.tuples(
+                st.sampled_from(sorted(wanted_names())),
+                hostile_labels,
+                st.floats(width=32) | st.integers(-5, 10**19),
+            ),
+            max_size=12,
+        ),
+        min_size=2,
+        max_size=4,
+    )
+)
+@settings(max_examples=150, deadline=None)
+def test_known_names_with_hostile_labels_give_sound_samples_or_none(
+    scrapes: list[list[tuple[str, dict[str, str], float]]],
+) -> None:
+    target = Target({"instance": "a:1", "job": "j"}, minimum_events=1)
+    for scrape in scrapes:
+        lines = []
+        for name, labels, value in scrape:
+            inside = ",".join(
+                '{}="{}"'.format(label, text.replace("\\", "\\\\").replace('"', '\\"'))
+                for label, text in labels.items()
+            )
+            lines.append(f"{name}{{{inside}}} {value}\n")
+        for sample in target.take("".join(lines)).samples:
+            assert math.isfinite(sample.value)
+            assert sample.signal in catalogue()
+            assert sample.entity == "fleet" or entity(*sample.entity.split("/")) == sample.entity
