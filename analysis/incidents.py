@@ -39,6 +39,7 @@ _SEVERITIES = (Severity.INFO, Severity.WARNING, Severity.CRITICAL)
 _HOLDING_RATIO = 2.5
 """A signal keeps an incident open when the cause makes it this much more likely than the background."""
 _KEPT_RESOLVED = 20
+_OWN_REMEDY, _IN_FORCE = "own_remedy", "healing_actions_in_force"
 
 
 @dataclass(slots=True)
@@ -230,7 +231,10 @@ class IncidentTracker:
             self._consider_abandoning(now, tracked, view.told)
             return
         tracked.hidden_since_seconds = None
-        if any(self._holds(tracked, each) for each in anomalies):
+        remedied = self._remedied(view.remembered)
+        if any(
+            self._holds(tracked, each) and not self._is_meant(each, remedied) for each in anomalies
+        ):
             tracked.clear_since_seconds = None
         else:
             self._consider_end(now, tracked, view.told)
@@ -425,6 +429,27 @@ class IncidentTracker:
         return any(
             cause.expects.get(each.name, 0.0) >= _HOLDING_RATIO * each.background
             for each in matching
+        )
+
+    @staticmethod
+    def _remedied(detections: Detections) -> frozenset[str]:
+        """Return the entities on which a remedy of Galen's own stands."""
+        return frozenset(
+            key.entity
+            for key in detections.states
+            if key.signal == _IN_FORCE and (detections.states[key].observed or 0.0) > 0
+        )
+
+    def _is_meant(self, anomaly: Anomaly, remedied: Collection[str]) -> bool:
+        """Say whether an anomaly is what a standing remedy does, such as a low clock under a low limit.
+
+        Were the incident held by that, the remedy would wait for its end and it for the remedy's.
+        """
+        meant = self._cause(_OWN_REMEDY).expects
+        return anomaly.entity in remedied and any(
+            each.name in meant
+            for each in self._diagnoser.causes.for_signal(anomaly.signal)
+            if each.level is not None or each.direction is anomaly.direction
         )
 
     # --- helpers ---------------------------------------------------------------------------------

@@ -87,6 +87,20 @@ def test_it_ends_only_after_the_symptoms_have_been_gone_for_long_enough(
     assert course.kinds == [ChangeKind.OPENED, ChangeKind.RESOLVED]
 
 
+def test_what_galens_own_remedy_does_does_not_hold_an_incident_open(
+    world: Any, scenarios: Scenarios
+) -> None:
+    """A lower limit cools the GPU and keeps its clock low until it is taken back."""
+    gpu = "host/box1/gpu/0"
+    cooled = {"gpu_sm_clock_mhz": 1000, "gpu_power_limit_watts": 150, "gpu_throttle_power": 1}
+    course = Course()
+    course.play(scenarios["gpu_thermal_throttle"](), 5)
+    course.play(type(world)().set(990.0, gpu, **cooled), 20)
+    assert ChangeKind.RESOLVED not in course.kinds  # nobody says that the low clock is meant
+    course.play(type(world)().set(990.0, gpu, **cooled, healing_actions_in_force=1), 10)
+    assert course.kinds[-1] is ChangeKind.RESOLVED
+
+
 @pytest.mark.parametrize("cause", ["no_fault", "planned_restart"])
 def test_what_is_no_fault_opens_nothing_and_is_counted(
     cause: str, world: Any, scenarios: Scenarios
