@@ -9,7 +9,6 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    SecretStr,
     StringConstraints,
     field_validator,
     model_validator,
@@ -18,6 +17,7 @@ from pydantic import (
 from collectors.access import HttpAccess
 from collectors.gpu.xid import RecommendedAction, Severity
 from collectors.presets import presets
+from collectors.scraping.targets import target_of
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.@+-]{1,64}$")]
 LabelName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z_][a-zA-Z0-9_]{0,63}$")]
@@ -116,7 +116,7 @@ class ReadingSettings(_Frozen):
         return kind
 
 
-class ScrapeJobSettings(ReadingSettings):
+class ScrapeJobSettings(ReadingSettings, HttpAccess):
     """Targets that are scraped alike, each an exporter or a server of its own."""
 
     name: Name = Field("targets", description="the job's name, a label of all its targets")
@@ -138,14 +138,16 @@ class ScrapeJobSettings(ReadingSettings):
     deadline_seconds: float = Field(
         10.0, gt=0, le=600, description="the longest for one scrape; at most the interval"
     )
-    token: SecretStr | None = Field(None, description="bearer token")
-    verify_tls: bool = Field(default=True, description="false accepts any certificate")
-    ca_file: str | None = Field(
-        None, max_length=1024, description="certificates to trust; null trusts the usual ones"
-    )
     max_megabytes: float = Field(
         8.0, gt=0, le=1024, description="the longest answer, after decompression"
     )
+
+    @field_validator("targets")
+    @classmethod
+    def _addresses(cls, targets: tuple[str, ...]) -> tuple[str, ...]:
+        for address in targets:
+            target_of("any", address)  # says what is wrong with it
+        return targets
 
     @model_validator(mode="after")
     def _deadline_within_interval(self) -> Self:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import ssl
 from functools import partial
 
 from collectors.cardinality import SeriesLimit
+from collectors.clock import SteadyClock
 from collectors.presets import presets
 from collectors.reading import TargetReader
 from collectors.scraping.buffer import SampleBuffer
@@ -27,19 +27,19 @@ def scrape_collector(
 
     Raises:
         TargetError: when an address of the configuration is none.
-        OSError: when a job's certificates cannot be read.
+        AccessError: when a job's certificates cannot be used.
     """
     buffer = SampleBuffer(max_samples=settings.scrape_buffer_samples)
     pool = ScrapePool(
         [_job(job) for job in settings.scrape],
         buffer,
+        wall=SteadyClock(),
         memory_bytes=int(settings.scrape_memory_megabytes * 1e6),
     )
     return ScrapeCollector(pool, buffer, limit)
 
 
 def _job(job: ScrapeJobSettings) -> ScrapeJob:
-    token = job.token.get_secret_value() if job.token is not None else ""
     usual = _usual(job.kind)
     discoveries: list[Discovery] = []
     if job.targets:
@@ -53,8 +53,8 @@ def _job(job: ScrapeJobSettings) -> ScrapeJob:
         interval_seconds=job.interval_seconds,
         deadline_seconds=job.deadline_seconds,
         max_bytes=int(job.max_megabytes * 1e6),
-        headers={"Authorization": f"Bearer {token}"} if token else {},
-        verify=_tls(job),
+        headers=job.request_headers,
+        verify=job.ssl_context() if _has_own_tls(job) else None,
     )
 
 
@@ -73,11 +73,6 @@ def _usual(kind: str) -> Usual:
     return Usual(known.port, known.path) if known is not None else USUAL
 
 
-def _tls(job: ScrapeJobSettings) -> ssl.SSLContext | None:
-    if job.verify_tls and job.ca_file is None:
-        return None
-    context = ssl.create_default_context(cafile=job.ca_file)
-    if not job.verify_tls:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
+def _has_own_tls(job: ScrapeJobSettings) -> bool:
+    # Otherwise all jobs share one context, which costs half a megabyte.
+    return not job.verify_tls or bool(job.ca_file or job.client_certificate_file)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import httpx
 
-from collectors.addresses import split_userinfo
+from collectors.access import AccessError
 from collectors.fetch import (
     ACCEPT_METRICS,
     BoundedBody,
@@ -78,7 +78,7 @@ class TargetClient:
         target: whom to ask.
         verify: TLS, shared by all targets, since each context costs half a megabyte.
         budget: shared by all targets.
-        headers: such as Authorization.
+        headers: gives such as Authorization; asked for each time, since secrets are rotated.
         max_bytes: the longest answer, counted after decompression.
         keep_seconds: how long an unused connection is kept; longer than the interval.
     """
@@ -89,12 +89,13 @@ class TargetClient:
         *,
         verify: ssl.SSLContext,
         budget: MemoryBudget,
-        headers: Mapping[str, str] | None = None,
+        headers: Callable[[], Mapping[str, str]] = dict,
         max_bytes: int,
         keep_seconds: float,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self._url, credentials = split_userinfo(target.url)
+        self._url = target.url
+        self._more_headers = headers
         self._budget = budget
         self._max_bytes = max_bytes
         limits = httpx.Limits(
@@ -103,8 +104,7 @@ class TargetClient:
         self._http = httpx.AsyncClient(
             transport=transport
             or httpx.AsyncHTTPTransport(verify=verify, trust_env=False, limits=limits),
-            headers={"Accept": ACCEPT_METRICS, "Accept-Encoding": "gzip", **(headers or {})},
-            auth=None if credentials is None else httpx.BasicAuth(*credentials),
+            headers={"Accept": ACCEPT_METRICS, "Accept-Encoding": "gzip"},
             timeout=None,  # noqa: S113 - the deadline of get() covers every step
             trust_env=False,
         )
@@ -121,7 +121,7 @@ class TargetClient:
                 return await self._get(deadline_seconds)
         except TimeoutError:
             raise ScrapeError(f"no complete answer within {deadline_seconds:g} s") from None
-        except FetchError as error:
+        except (FetchError, AccessError) as error:
             raise ScrapeError(str(error)) from error
         except (httpx.HTTPError, httpx.InvalidURL, OSError, UnicodeError) as error:
             raise ScrapeError(f"{type(error).__name__}: {error}"[:300]) from error
@@ -131,7 +131,10 @@ class TargetClient:
         await self._http.aclose()
 
     async def _get(self, deadline_seconds: float) -> Page:
-        headers = {"X-Prometheus-Scrape-Timeout-Seconds": f"{deadline_seconds:g}"}
+        headers = {
+            "X-Prometheus-Scrape-Timeout-Seconds": f"{deadline_seconds:g}",
+            **self._more_headers(),
+        }
         try:
             return await self._exchange(headers)
         except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):

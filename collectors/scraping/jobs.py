@@ -39,7 +39,7 @@ class ScrapeJob:
     deadline_seconds: float = 10.0
     max_bytes: int = DEFAULT_MAX_BYTES
     """The longest answer, after decompression."""
-    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """Such as Authorization; sent to every target of the job and shown nowhere."""
+    headers: Callable[[], Mapping[str, str]] = field(default=dict, repr=False)
+    """Such as Authorization: asked for at each scrape, sent to every target, shown nowhere."""
     verify: ssl.SSLContext | None = field(default=None, repr=False)
     """TLS; by default certificates are checked against the usual authorities."""

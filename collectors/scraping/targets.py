@@ -31,7 +31,7 @@ class ScrapeTarget:
     job: str
     instance: str
     url: str = field(repr=False)
-    """May hold a password or a token; show :attr:`shown_url`."""
+    """Its query may hold a token; show :attr:`shown_url`."""
     labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), hash=False)
 
     @property
@@ -82,7 +82,7 @@ def target_of(
         usual: the port and the path of an address that has none.
 
     Raises:
-        TargetError: when there is no host or the scheme is not HTTP.
+        TargetError: when there is no host, the scheme is not HTTP, or it holds a password.
     """
     given = dict(labels or {})
     text = address.strip()
@@ -105,17 +105,21 @@ def target_of(
             if name.startswith(_PARAM)
         }
     )
+    if "@" in parts.netloc:
+        raise TargetError(
+            f"{_shown(address)!r} holds a password, and addresses are shown; give the job a username "
+            "and a password_file"
+        )
     query = "&".join(part for part in (parts.query, asked) if part)
-    with_user = parts.netloc
+    place = parts.netloc
     if port is None and usual.port is not None and "://" not in address:
-        with_user = f"{with_user.rstrip(':')}:{usual.port}"
-    place = with_user.rpartition("@")[2]
+        place = f"{place.rstrip(':')}:{usual.port}"
     described = {k: v for k, v in given.items() if not k.startswith(_HIDDEN) and v}
     described = {"job": job, "instance": place, **described}
     return ScrapeTarget(
         job=described["job"],
         instance=described["instance"],
-        url=urlunsplit((parts.scheme, with_user, path, query, "")),
+        url=urlunsplit((parts.scheme, place, path, query, "")),
         labels=MappingProxyType(described),
     )
 

@@ -20,7 +20,9 @@ from collectors.gpu.xid_collector import XidCollector
 from collectors.gpu.xid_ledger import WatchedGpu, XidLedger
 from collectors.host import HostCollector
 from collectors.prometheus import PrometheusCollector
+from collectors.scraping.build import scrape_collector
 from collectors.service import ServiceCollector
+from collectors.settings import CollectorsSettings
 from collectors.signals import catalogue
 
 NVML = json.dumps(
@@ -64,6 +66,9 @@ WORKING: dict[str, Make] = {
     "simulated": lambda path: SimulatedGpuCollector("box", lambda: 0.5, path / "control.json"),
     "nvml": lambda _: NvmlCollector("box", command=ECHO, library_present=lambda: True),
     "xid": lambda path: XidCollector("box", _ledger(), _log(path)),
+    "scrape": lambda _: scrape_collector(
+        CollectorsSettings.model_validate({"scrape": ["http://127.0.0.1:9"]})
+    ),
     "service": lambda _: ServiceCollector("llm", "http://x", _http(METRICS)),
     "canary": lambda _: CanaryCollector(
         "llm", "http://x", _http('{"choices": [{"text": "y"}]}'), GoldenPrompt("x", "y")

@@ -13,6 +13,7 @@ from collectors.settings import (
     CanarySettings,
     CollectorsSettings,
     PrometheusTarget,
+    ScrapeJobSettings,
     ServiceTarget,
     XidOverride,
     XidSettings,
@@ -48,6 +49,20 @@ def test_everything_that_is_asked_for(tmp_path: Path) -> None:
     ) == ["host", "gpu-simulated", "service-llm", "canary-llm", "service-b", "prometheus-fleet"]
 
 
+def test_plain_addresses_are_a_job_beside_others(tmp_path: Path) -> None:
+    scrape = [
+        "gpu1:9400",
+        {"name": "llms", "kind": "vllm", "targets": ["llm1"]},
+        "http://gpu2:9400",
+    ]
+    settings = CollectorsSettings.model_validate({"scrape": scrape})
+    assert [(job.name, job.targets) for job in settings.scrape] == [
+        ("targets", ("gpu1:9400", "http://gpu2:9400")),
+        ("llms", ("llm1",)),
+    ]
+    assert _names(tmp_path, host_enabled=False, gpu_mode="none", scrape=scrape) == ["scrape"]
+
+
 @pytest.mark.parametrize(
     ("mode", "nvml", "load", "gpu"),
     [
@@ -74,6 +89,11 @@ def test_where_the_gpu_comes_from(
         {"services": [{"name": "a", "url": "http://x"}, {"name": "a", "url": "http://y"}]},
         {"budget_seconds": 0},
         {"gpu_mode": "magic"},
+        {"scrape": ["no address"]},
+        {"scrape": ["http://me:secret@gpu1:9400"]},
+        {"scrape": [{"name": "a"}, {"name": "a"}]},
+        {"scrape": [{"interval_seconds": 5, "deadline_seconds": 6}]},
+        {"scrape": [{"kind": "magic"}]},
         {"unknown": 1},
     ],
 )
@@ -88,6 +108,7 @@ def test_every_setting_says_what_it_is() -> None:
         ServiceTarget,
         PrometheusTarget,
         CanarySettings,
+        ScrapeJobSettings,
         XidSettings,
         XidOverride,
     ]

@@ -3,11 +3,13 @@ from __future__ import annotations
 import asyncio
 import ssl
 import tracemalloc
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from collectors.access import HttpAccess
 from collectors.scraping.client import MemoryBudget, Page, ScrapeError, TargetClient
 from collectors.scraping.targets import target_of
 
@@ -46,7 +48,7 @@ def test_one_connection_is_kept(site: Any) -> None:
 
 
 def test_what_is_asked_for(site: Any) -> None:
-    _ask(site.url("/ok"), headers={"Authorization": "Bearer x"}, deadline_seconds=7.5)
+    _ask(site.url("/ok"), headers=lambda: {"Authorization": "Bearer x"}, deadline_seconds=7.5)
     assert site.headers["authorization"] == "Bearer x"
     assert site.headers["accept-encoding"] == "gzip"
     assert "text/plain;version=0.0.4;q=1.0" in site.headers["accept"]
@@ -107,7 +109,7 @@ def test_after_a_failure_the_next_question_is_a_new_one(site: Any) -> None:
 
 def test_a_redirect_to_another_host_is_not_followed_and_shows_no_secret(site: Any) -> None:
     with pytest.raises(ScrapeError) as error:
-        _ask(site.url("/elsewhere"), headers={"Authorization": "Bearer x"})
+        _ask(site.url("/elsewhere"), headers=lambda: {"Authorization": "Bearer x"})
     assert "redirects to http://169.254.169.254/x" in str(error.value)
     assert "secret" not in str(error.value)
 
@@ -116,13 +118,19 @@ def test_a_redirect_on_the_same_host_is_followed(site: Any) -> None:
     assert _ask(site.url("/moved")).body == TEXT
 
 
-def test_a_password_in_the_address_is_sent_and_not_shown(site: Any) -> None:
-    url = site.url("/ok").replace("//", "//me:pass%40word@")
-    _ask(url)
-    assert site.headers["authorization"] == "Basic bWU6cGFzc0B3b3Jk"
+def test_secrets_are_asked_for_at_each_scrape_and_not_shown(site: Any, tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    access = HttpAccess(token_file=file)
+    for token in ("one", "two"):
+        file.write_text(f"{token}\n")
+        _ask(site.url("/ok"), headers=access.request_headers)
+        assert site.headers["authorization"] == f"Bearer {token}"
     with pytest.raises(ScrapeError) as error:
-        _ask(url.replace("/ok", "/broken"))
-    assert "pass" not in str(error.value)
+        _ask(site.url("/broken"), headers=access.request_headers)
+    assert "two" not in str(error.value)
+    file.unlink()
+    with pytest.raises(ScrapeError, match="token cannot be read"):
+        _ask(site.url("/ok"), headers=access.request_headers)
 
 
 def test_nobody_there() -> None:

@@ -50,8 +50,14 @@ def test_what_is_no_address_is_refused(address: str) -> None:
         target_of("gpus", address)
 
 
+def test_a_password_has_no_place_in_an_address() -> None:
+    with pytest.raises(TargetError, match="password_file") as error:
+        target_of("gpus", "https://me:secret@node1/metrics?token=secret")
+    assert "secret" not in str(error.value).replace("password_file", "")
+
+
 def test_no_secret_is_shown() -> None:
-    target = target_of("gpus", "https://me:secret@node1/metrics?token=secret#secret")
+    target = target_of("gpus", "https://node1/metrics?token=secret#secret")
     shown = f"{target!r} {target.name} {target.entity} {target.shown_url} {dict(target.labels)}"
     assert "secret" not in shown
     assert "node1" in shown
