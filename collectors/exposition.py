@@ -7,15 +7,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import NamedTuple
 
-from collectors.series_table import (
-    ABSENT,
-    DEFAULT_MAX_BYTES,
-    ExpositionError,
-    Row,
-    SeriesTable,
-    is_present,
-    stem,
-)
+from collectors.exposition_lines import ExpositionError, is_present, stem
+from collectors.series_table import ABSENT, DEFAULT_MAX_BYTES, Row, SeriesTable
 
 __all__ = [
     "DEFAULT_MAX_BYTES",

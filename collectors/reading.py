@@ -10,20 +10,20 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from collectors.contract import Collection, CollectorError, Sample
 from collectors.counter_history import CounterHistory
+from collectors.evaluation import Scrape, throttle_flags
+from collectors.exposition_lines import ExpositionError
 from collectors.mapping import EntityNamer
 from collectors.plan import (
     THROTTLE_MASK,
     Plan,
     Planner,
-    Scrape,
     models_of,
-    throttle_flags,
     unrecognised,
     wanted_names,
 )
 from collectors.presets import detect, sources_of
 from collectors.series_links import SeriesLinks
-from collectors.series_table import ExpositionError, Row, SeriesTable
+from collectors.series_table import Row, SeriesTable
 from collectors.settings import ReadingSettings
 
 _AUTO = "auto"

@@ -8,15 +8,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from collectors.counter_history import Increases
+from collectors.evaluation import Scrape, Value, throttle_flags
 from collectors.exposition import Exposition
 from collectors.mapping import EntityNamer
 from collectors.plan import (
     THROTTLE_MASK,
     Plan,
     Planner,
-    Scrape,
-    Value,
-    throttle_flags,
     unrecognised,
 )
 from collectors.presets import detect, sources_of

@@ -14,10 +14,20 @@ from collections import Counter
 from collections.abc import Collection as AnyOf
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import NamedTuple
 
-from prometheus_client.parser import text_string_to_metric_families
+from collectors.exposition_lines import (
+    DCGM_BLANK_FROM,
+    LINE,
+    NAME,
+    ExpositionError,
+    is_present,
+    number_of,
+    parse_labels,
+    parse_quoted,
+    stem,
+    without_end,
+)
 
 DEFAULT_MAX_BYTES = 8 * 1024 * 1024
 DEFAULT_MAX_SERIES = 50_000
@@ -26,34 +36,8 @@ _MAX_LINE = 32 * 1024
 _MAX_LABELS = 64
 _MAX_LABEL_SETS = 4096
 
-# NVIDIA's blank values: 0x7ffffffffffffff0 and its neighbours mean "not supported", "not found", "no
-# permission" (dcgm_fields.h, DCGM_INT64_BLANK). As a double they all read 9223372036854775808.
-BLANK_FROM = 9.223372036854775e18
-# The 32-bit and floating-point blanks of the same header (DCGM_INT32_BLANK.., DCGM_FP64_BLANK..) are
-# numbers that another exporter may mean, so they are blanks only from DCGM.
-_DCGM_BLANK_SPANS = ((2147483632.0, 2147483647.0), (140737488355328.0, 140737488355343.0))
-_DCGM_BLANK_FROM = _DCGM_BLANK_SPANS[0][0]
-
 ABSENT = math.nan
 """Stands in a row of values for a series that this scrape does not have. Compare with ``!=`` itself."""
-
-_NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
-_LABEL = re.compile(r'\s*([a-zA-Z_][a-zA-Z0-9_]*)\s*=\s*"((?:[^"\\]|\\.)*+)"\s*(?:,|$)')
-_ESCAPE = re.compile(r'\\[\\n"]')
-_ESCAPED = {r"\\": "\\", r"\n": "\n", r"\"": '"'}
-# A series is a name, or labels, or both; labels may hold braces, spaces and `#` inside their quotes.
-_LINE = re.compile(
-    r"""(?P<series>[^\s{#]*+\s*+(?:\{(?:[^"}]|"(?:[^"\\]|\\.)*+")*+\})?+)
-        \s*+(?P<value>[^\s#]++)
-        (?:[ \t]++(?P<time>[^\s#]++))?+
-        \s*+(?P<exemplar>\#.*)?$""",
-    re.VERBOSE,
-)
-_SUFFIXES = ("_bucket", "_count", "_sum", "_total", "_created", "_info")
-
-
-class ExpositionError(ValueError):
-    """The text is not exposition text; the message names the line."""
 
 
 class Series(NamedTuple):
@@ -154,7 +138,7 @@ class SeriesTable:
             raise ExpositionError(
                 f"the exposition is {len(text)} bytes long, more than the limit of {self._max_bytes}"
             )
-        text, open_metrics = _without_end(text, open_metrics)
+        text, open_metrics = without_end(text, open_metrics)
         try:
             row = self._read(text, open_metrics=open_metrics)
         except _TooManySeriesError:
@@ -202,7 +186,7 @@ class SeriesTable:
                 reading.line(line, number)
                 continue
             fast += 1
-            if -math.inf < value < _DCGM_BLANK_FROM:
+            if -math.inf < value < DCGM_BLANK_FROM:
                 values[place] = value
             else:
                 reading.put(place, value)
@@ -277,15 +261,15 @@ class SeriesTable:
 
     def _parse(self, text: str, name: str, number: int) -> tuple[str, Mapping[str, str]]:
         if not name:
-            return _parse_quoted(text, number)
-        if not _NAME.fullmatch(name):
+            return parse_quoted(text, number)
+        if not NAME.fullmatch(name):
             raise ExpositionError(f"line {number}: {name[:120]!r} is not a metric name")
         inside = text[text.find("{") + 1 : -1].strip() if text[-1] == "}" else ""
         labels = self._label_sets.get(inside)
         if labels is None:
-            labels = _parse_labels(inside)
+            labels = parse_labels(inside)
             if labels is None:
-                return name, _parse_quoted(text, number)[1]
+                return name, parse_quoted(text, number)[1]
             if len(labels) > _MAX_LABELS:
                 raise _TooManyLabelsError(f"{name[:200]} has {len(labels)} labels")
             # GPUs and engines give dozens of metrics with the same labels each.
@@ -324,7 +308,7 @@ class _Reading:
             self._bombs.add(f"{name[:200]} has lines longer than {_MAX_LINE} characters")
             self._passed += 1
             return
-        match = _LINE.match(stripped)
+        match = LINE.match(stripped)
         if match is None or not match["series"]:
             raise ExpositionError(f"line {number}: not a sample: {stripped[:120]!r}")
         value, stamp = self._numbers(match, stripped, number)
@@ -347,8 +331,8 @@ class _Reading:
 
     def _numbers(self, match: re.Match[str], line: str, number: int) -> tuple[float, float | None]:
         try:
-            value = _number(match["value"])
-            stamp = None if match["time"] is None else _number(match["time"])
+            value = number_of(match["value"])
+            stamp = None if match["time"] is None else number_of(match["time"])
         except ValueError as error:
             raise ExpositionError(f"line {number}: {error} in {line[:120]!r}") from error
         if stamp is not None and not self._open_metrics:
@@ -376,70 +360,6 @@ class _Reading:
             offenders=offenders,
             times=self._times,
         )
-
-
-def is_present(name: str, value: float) -> bool:
-    """Say whether a metric's value is a measurement, and not NaN, infinite or a blank sentinel."""
-    if not math.isfinite(value) or value >= BLANK_FROM:
-        return False
-    return not (
-        name.startswith("DCGM_") and any(low <= value <= high for low, high in _DCGM_BLANK_SPANS)
-    )
-
-
-def stem(name: str) -> str:
-    """Return a sample's name without the suffix that its place in a family gives it."""
-    for suffix in _SUFFIXES:
-        if name.endswith(suffix):
-            return name[: -len(suffix)]
-    return name
-
-
-def _number(text: str) -> float:
-    if "_" in text:  # Python's own notation
-        raise ValueError(f"could not convert string to float: {text!r}")
-    return float(text)
-
-
-def _without_end(text: str, open_metrics: bool | None) -> tuple[str, bool]:
-    ended = text.rstrip().endswith("# EOF")
-    if open_metrics and not ended:
-        raise ExpositionError(
-            f"line {text.count(chr(10)) + 1}: OpenMetrics without `# EOF`: the answer is not whole"
-        )
-    if not ended:
-        return text, False
-    body = text.rstrip().removesuffix("# EOF")
-    if "\n# EOF\n" in f"\n{body}":
-        line = f"\n{body}".partition("\n# EOF\n")[0].count("\n") + 2
-        raise ExpositionError(f"line {line}: there is more after `# EOF`")
-    return body, True if open_metrics is None else open_metrics
-
-
-def _parse_labels(inside: str) -> Mapping[str, str] | None:
-    """Return the labels of a series, or None where they are not of the plain form."""
-    labels: dict[str, str] = {}
-    place = 0
-    while place < len(inside):
-        match = _LABEL.match(inside, place)
-        if match is None or match[1] in labels:
-            return None
-        value = match[2]
-        if "\\" in value:
-            value = _ESCAPE.sub(lambda found: _ESCAPED[found[0]], value)
-        labels[sys.intern(match[1])] = sys.intern(value)
-        place = match.end()
-    return MappingProxyType(labels)
-
-
-def _parse_quoted(text: str, number: int) -> tuple[str, Mapping[str, str]]:
-    """Read what the plain form does not cover, such as names in quotes; the library knows all of it."""
-    try:
-        (family,) = text_string_to_metric_families(f"{text} 0\n")
-        (sample,) = family.samples
-    except (ValueError, KeyError, IndexError) as error:
-        raise ExpositionError(f"line {number}: {error} in {text[:120]!r}") from error
-    return sample.name, MappingProxyType(dict(sample.labels))
 
 
 def _widest_label(label_sets: Sequence[Mapping[str, str]]) -> tuple[str, int] | None:

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from collectors.contract import CollectorError
 from collectors.exposition import ExpositionError, ExpositionParser, RawSample, parse_exposition
+from collectors.exposition_lines import is_present
 from collectors.reading import TargetReader
-from collectors.series_table import SeriesTable, is_present
+from collectors.series_table import SeriesTable
 
 names = st.from_regex(r"[a-zA-Z_:][a-zA-Z0-9_:]{0,12}", fullmatch=True)
 label_names = st.from_regex(r"[a-zA-Z_][a-zA-Z0-9_]{0,8}", fullmatch=True)
