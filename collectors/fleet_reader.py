@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -155,17 +156,28 @@ class FleetReader:
                     yield Sample(at, name, signal, part, about[rank, name])
 
 
-def selectors(names: Iterable[str], matchers: Mapping[str, str] | None = None) -> Iterator[str]:
+def selectors(
+    names: Iterable[str],
+    matchers: Mapping[str, str] | None = None,
+    entities: Iterable[str] | None = None,
+) -> Iterator[str]:
     """Yield selectors of what Galens export under these names, each short enough for every server.
 
     Args:
         names: canonical signals.
         matchers: labels that the series must have besides.
+        entities: what the series may be about, or anything. Where these are too many for a query all
+            are asked for: whoever needs only some has to look.
     """
     # `entity` is on every series that Galen's exporter and agent write, and on no other.
+    which = '!=""'
+    if entities is not None:
+        alternatives = "|".join(re.escape(entity) for entity in sorted(entities))
+        if len(alternatives) < MAX_QUERY_CHARACTERS // 4:
+            which = f"=~{_quoted(alternatives)}"
     more = "".join(f",{label}={_quoted(text)}" for label, text in (matchers or {}).items())
     for some in _chunks(list(names), len):
-        yield f'{{__name__=~"{"|".join(some)}",entity!=""{more}}}'
+        yield f'{{__name__=~"{"|".join(some)}",entity{which}{more}}}'
 
 
 def _described(query: PrometheusQuery, name: str, labels: Mapping[str, str]) -> Mapping[str, str]:

@@ -107,7 +107,9 @@ class PrometheusSeriesReader:
         names = [name for name in catalogue() if signals is None or name in signals]
         numbers: dict[SeriesKey, int] = {}
         rows: list[tuple[int, float, float]] = []
-        for selector in selectors(names, self._matchers):
+        if entities is not None and not entities:
+            names = []
+        for selector in selectors(names, self._matchers, entities):
             for labels, points in self._asked(
                 lambda selector=selector: list(self._found(selector, start, end))  # type: ignore[misc]
             ):

@@ -118,14 +118,17 @@ def test_entities_and_signals_filter_together(make) -> None:
     store.write(
         [
             Sample(T0, entity, signal, 1.0)
-            for entity in ("host/a", "host/b")
+            for entity in ("host/a", "host/b-1.x@y+z")
             for signal in ("host_load", "host_cpu_percent")
         ]
     )
     frame = store.reader.read(
-        start_seconds=T0, end_seconds=T0 + 1, entities={"host/b"}, signals=["host_load", "other"]
+        start_seconds=T0,
+        end_seconds=T0 + 1,
+        entities={"host/b-1.x@y+z"},
+        signals=["host_load", "other"],
     )
-    assert frame[["entity", "signal"]].to_numpy().tolist() == [["host/b", "host_load"]]
+    assert frame[["entity", "signal"]].to_numpy().tolist() == [["host/b-1.x@y+z", "host_load"]]
     assert store.reader.read(start_seconds=T0, end_seconds=T0 + 1, entities=[]).empty
 
 
