@@ -128,6 +128,14 @@ def _fleet() -> Dashboard:
                 ],
             ),
             Row(
+                "Hosts",
+                [
+                    _signal("host_cpu_percent", "", "{{host}}"),
+                    _signal("host_memory_used_ratio", "", "{{host}}"),
+                    _signal("host_disk_used_ratio", "", "{{host}}"),
+                ],
+            ),
+            Row(
                 "Healing",
                 [
                     Panel(
