@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import ssl
 from pathlib import Path
 from typing import Annotated, Self
@@ -35,6 +36,12 @@ class HttpAccess(BaseModel):
     token_file: Path | None = Field(
         None, description="file that holds the bearer token; read again for each request"
     )
+    token_variable: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        max_length=128,
+        description="environment variable that holds the bearer token",
+    )
     username: str | None = Field(None, max_length=256, description="user of basic authentication")
     password: SecretStr | None = Field(None, description="password of basic authentication")
     password_file: Path | None = Field(
@@ -62,6 +69,7 @@ class HttpAccess(BaseModel):
         ways = {
             "token": self.token,
             "token_file": self.token_file,
+            "token_variable": self.token_variable,
             "password": self.password,
             "password_file": self.password_file,
         }
@@ -80,13 +88,15 @@ class HttpAccess(BaseModel):
         """Return the headers to send with a request now.
 
         Raises:
-            AccessError: when a file cannot be read or holds no secret.
+            AccessError: when a file or variable holds no secret.
         """
         headers = {name: value.get_secret_value() for name, value in self.headers.items()}
         if self.token is not None:
             headers["Authorization"] = f"Bearer {self.token.get_secret_value()}"
         elif self.token_file is not None:
             headers["Authorization"] = f"Bearer {read_secret(self.token_file)}"
+        elif self.token_variable is not None:
+            headers["Authorization"] = f"Bearer {_from_environment(self.token_variable)}"
         elif self.username is not None:
             pair = f"{self.username}:{self._password()}".encode()
             headers["Authorization"] = f"Basic {base64.b64encode(pair).decode('ascii')}"
@@ -121,6 +131,13 @@ class HttpAccess(BaseModel):
                 "and client_key_file"
             ) from error
         return context
+
+
+def _from_environment(name: str) -> str:
+    text = os.environ.get(name, "").strip()
+    if not text or not text.isascii() or not text.isprintable():
+        raise AccessError(f"the environment variable {name} holds no secret; set it")
+    return text
 
 
 def read_secret(path: Path) -> str:

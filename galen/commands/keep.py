@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 _MOST_GAPS_SHOWN = 20
 _MOST_ALARMS_SHOWN = 50
-_OTHER_WAYS_IN = ("token", "username", "password", "password_file")
+_OTHER_WAYS_IN = ("token", "token_variable", "username", "password", "password_file")
 
 store = typer.Typer(help="Look into the series store, move samples out and in, and prune it.")
 

@@ -124,6 +124,7 @@ def test_credentials_are_read_anew_for_each_request(scripted: Scripted, tmp_path
     "given",
     [
         {"token": "a", "token_file": "b"},
+        {"token_variable": "a", "token_file": "b"},
         {"username": "a"},
         {"password": "a"},
         {"ca_file": "a", "verify_tls": False},
@@ -133,6 +134,16 @@ def test_credentials_are_read_anew_for_each_request(scripted: Scripted, tmp_path
 def test_access_that_contradicts_itself_is_refused(given: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         HttpAccess(**given)
+
+
+def test_a_token_may_come_from_the_environment(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = PrometheusClient(scripted.url, access=HttpAccess(token_variable="FLEET_TOKEN"))
+    assert "FLEET_TOKEN holds no secret" in str(_refused(client))
+    monkeypatch.setenv("FLEET_TOKEN", "from-outside")
+    client.query("up")
+    assert scripted.requests[-1].headers["Authorization"] == "Bearer from-outside"
 
 
 def test_secrets_stay_out_of_errors(scripted: Scripted) -> None:
