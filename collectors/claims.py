@@ -45,10 +45,14 @@ class _Claim:
 
 @dataclass(slots=True)
 class _Gpu:
-    """Who speaks of one GPU; MIG instances have UUIDs of their own."""
+    """Who speaks of one GPU.
+
+    A MIG instance has a UUID of its own in NVML and that of its GPU in DCGM, where it goes with the GPU.
+    """
 
     names: dict[tuple[str, str], _Claim] = field(default_factory=dict)
-    signals: dict[str, _Claim] = field(default_factory=dict)
+    signals: dict[tuple[str, str], _Claim] = field(default_factory=dict)
+    """By signal and MIG instance."""
     said: set[tuple[str, str]] = field(default_factory=set)
 
 
@@ -76,11 +80,12 @@ class GpuClaims:
             self._gpus.clear()  # UUIDs without end are no GPUs
         gpu = self._gpus.setdefault(uuid, _Gpu())
         exporter, now = sample.labels.get("exporter", OWN), sample.time_seconds
-        claim = _Claim(exporter, sample.entity, now)
-        gpu.names[exporter, sample.entity] = claim
-        known = gpu.signals.get(sample.signal)
+        entity, mig = _parted(sample.entity)
+        claim = _Claim(exporter, entity, now)
+        gpu.names[exporter, entity] = claim
+        known = gpu.signals.get((sample.signal, mig))
         if known is None or self._yields(known, claim):
-            gpu.signals[sample.signal] = claim
+            gpu.signals[sample.signal, mig] = claim
 
     def _yields(self, known: _Claim, other: _Claim) -> bool:
         """Say whether a claim gives way: to an earlier source, to itself, or after silence."""
@@ -97,13 +102,14 @@ class GpuClaims:
         if len(claims) == 1:
             return sample
         exporter = sample.labels.get("exporter", OWN)
+        entity, mig = _parted(sample.entity)
         best = self._best(gpu, sample.time_seconds)
-        if (best.exporter, best.entity) != (exporter, sample.entity):
-            self._say(uuid, gpu, best, exporter, sample.entity)
-        chosen = gpu.signals[sample.signal]
-        if (chosen.exporter, chosen.entity) != (exporter, sample.entity):
+        if (best.exporter, best.entity) != (exporter, entity):
+            self._say(uuid, gpu, best, exporter, entity)
+        chosen = gpu.signals[sample.signal, mig]
+        if (chosen.exporter, chosen.entity) != (exporter, entity):
             return None
-        return sample if sample.entity == best.entity else sample._replace(entity=best.entity)
+        return sample if entity == best.entity else sample._replace(entity=best.entity + mig)
 
     def _best(self, gpu: _Gpu, now_seconds: float) -> _Claim:
         alive = {
@@ -133,3 +139,9 @@ def _uuid(sample: Sample) -> str:
     labels: Mapping[str, str] = sample.labels
     # Simulated GPUs and hosts have none; most samples are not about GPUs at all.
     return labels.get("uuid", "") if labels and "/gpu/" in sample.entity else ""
+
+
+def _parted(entity: str) -> tuple[str, str]:
+    """Return the GPU and what of its name says which MIG instance is meant."""
+    gpu, slash, mig = entity.partition("/mig/")
+    return gpu, slash + mig

@@ -118,3 +118,26 @@ def test_mig_instances_have_claims_of_their_own(count: int) -> None:
         for n in range(count)
     ]
     assert GpuClaims().settle(samples) == samples
+
+
+def test_mig_instances_that_carry_the_uuid_of_their_gpu_stay_apart_and_go_with_it() -> None:
+    gpu = 'gpu="3",UUID="GPU-a",Hostname="pod"'
+    text = (
+        f"DCGM_FI_DEV_FB_USED{{{gpu}}} 3\n"
+        f'DCGM_FI_DEV_FB_USED{{{gpu},GPU_I_ID="1"}} 1\n'
+        f'DCGM_FI_DEV_FB_USED{{{gpu},GPU_I_ID="2"}} 2\n'
+    )
+    scraped = list(TargetReader({"instance": "x:9400"}).take(text, 10.0, 1.0).samples)
+    mib = 1024.0**2
+    alone = _values(GpuClaims().settle(scraped))
+    assert alone == {
+        ("host/pod/gpu/3", "gpu_memory_used_bytes"): 3 * mib,
+        ("host/pod/gpu/3/mig/1", "gpu_memory_used_bytes"): mib,
+        ("host/pod/gpu/3/mig/2", "gpu_memory_used_bytes"): 2 * mib,
+    }
+    own = _sample("", OWN, "gpu_memory_used_bytes", 4 * mib, at=10.0)
+    assert _values(GpuClaims().settle([*scraped, own])) == {
+        (OWN, "gpu_memory_used_bytes"): 4 * mib,
+        (f"{OWN}/mig/1", "gpu_memory_used_bytes"): mib,
+        (f"{OWN}/mig/2", "gpu_memory_used_bytes"): 2 * mib,
+    }
