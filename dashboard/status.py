@@ -85,6 +85,7 @@ _FAILED_STATES = {
     GpuState.UNREADABLE: (Tone.CRITICAL, "unreadable"),
     GpuState.HUNG: (Tone.CRITICAL, "hung"),
     GpuState.UNREAD: (Tone.UNKNOWN, "unknown"),
+    GpuState.RELEASED: (Tone.UNKNOWN, "released for a reset"),
 }
 _THROTTLE_FLAGS = (
     ("gpu_throttle_power", "power cap", Tone.INFO),

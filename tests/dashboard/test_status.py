@@ -85,6 +85,7 @@ def test_a_lost_gpu_is_critical_and_a_silent_one_unknown() -> None:
         (3, Tone.CRITICAL, "gone"),
         (4, Tone.CRITICAL, "unreadable"),
         (5, Tone.CRITICAL, "hung"),
+        (7, Tone.UNKNOWN, "released for a reset"),
         (6, Tone.UNKNOWN, "unknown"),
         (99, Tone.CRITICAL, "unreadable"),
     ],
