@@ -21,7 +21,7 @@ import uvloop
 
 from collectors.exposition import parse_exposition
 
-_FOLDER = Path(
+EXPOSITIONS = Path(
     os.environ.get("GALEN_EXPOSITIONS", Path(__file__).parents[3] / "shared" / "expositions")
 )
 _SOURCES = {
@@ -47,7 +47,7 @@ class Page:
 
     def __init__(self, kind: str, samples: int) -> None:
         name, found, repeated = _SOURCES[kind]
-        lines = (_FOLDER / name).read_text("utf-8").splitlines()
+        lines = (EXPOSITIONS / name).read_text("utf-8").splitlines()
         comments = [line for line in lines if line.startswith("#")]
         series = [line for line in lines if line and not line.startswith("#")]
         repeatable = [line for line in series if found.search(line)]
