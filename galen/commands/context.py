@@ -7,6 +7,8 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,6 +35,11 @@ StateDirOption = Annotated[
     typer.Option("--state-dir", help="Directory for all state.", show_default="./var"),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+SinceOption = Annotated[
+    str | None,
+    typer.Option(help="From when: 24h, ISO 8601 or epoch seconds.", show_default="the first"),
+]
+UntilOption = Annotated[str | None, typer.Option(help="Until when.", show_default="the last")]
 
 _SPAN = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
 _SPAN_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -105,3 +112,33 @@ def stop_on_signals() -> threading.Event:
     signal.signal(signal.SIGINT, ask)
     signal.signal(signal.SIGTERM, ask)
     return stop
+
+
+def parse_window(since: str | None, until: str | None) -> tuple[float, float]:
+    """Read ``--since`` and ``--until``; without one the span has no bound on that side.
+
+    Raises:
+        ConfigError: when one is no time, or they are the wrong way round.
+    """
+    now = time.time()
+    start = float("-inf") if since is None else parse_moment(since, name="--since", now=now)
+    end = float("inf") if until is None else parse_moment(until, name="--until", now=now)
+    if start >= end:
+        raise ConfigError("--since is not before --until", fix="Swap them, or leave --until out.")
+    return start, end
+
+
+def show_moment(seconds: float) -> str:
+    """Return a moment as text, in UTC."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+@contextmanager
+def progress_bar(what: str) -> Iterator[Callable[[float], None]]:
+    """Show a bar on standard error while the block runs; nothing where that is no terminal."""
+    from rich.progress import Progress, TimeRemainingColumn
+
+    columns = (*Progress.get_default_columns()[:-1], TimeRemainingColumn())
+    with Progress(*columns, console=progress, transient=True) as bar:
+        task = bar.add_task(what, total=1.0)
+        yield lambda share: bar.update(task, completed=share)

@@ -19,9 +19,10 @@ from galen.commands.context import (
     print_json,
     print_line,
     progress,
+    progress_bar,
     stop_on_signals,
 )
-from galen.commands.keep import progress_bar, store_writer
+from galen.commands.store import store_writer
 from galen.errors import ConfigError, GalenError
 
 if TYPE_CHECKING:
