@@ -12,7 +12,14 @@ import streamlit as st
 
 from dashboard.settings import DashboardSettings, state_directory
 
-RANGES = {"15m": 900.0, "1h": 3600.0, "6h": 21600.0, "24h": 86400.0}
+RANGES = {
+    "15m": 900.0,
+    "1h": 3600.0,
+    "6h": 21600.0,
+    "24h": 86400.0,
+    "7d": 604800.0,
+    "30d": 2592000.0,
+}
 DEFAULT_RANGE = "1h"
 
 clock: Callable[[], float] = time.time

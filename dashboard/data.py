@@ -13,8 +13,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pydantic
 import sqlalchemy as sa
 import streamlit as st
@@ -24,7 +26,7 @@ from analysis.findings import Incident, IncidentState
 from analysis.journal import Event, EventKind, Journal
 from collectors.contract import SeriesKey
 from collectors.entities import kind_of
-from collectors.store.contract import StoreError
+from collectors.store.contract import StoreError, resolution_for
 from collectors.store.sqlite import SqliteSeriesReader
 from dashboard.sampling import Line, thin
 from healing.actions import Action, ActionState
@@ -35,6 +37,8 @@ FloatArray = NDArray[np.float64]
 _TTL_SECONDS = 1.0
 _CHAIN_TTL_SECONDS = 60.0
 _GRID_CELLS = 600
+_RAW_SPAN_SECONDS = 2 * 86_400
+"""A longer span is drawn from roll-ups, which are kept when the samples are gone."""
 
 
 class DataError(Exception):
@@ -140,15 +144,33 @@ def _lines(
     start_seconds: float,
     end_seconds: float,
 ) -> dict[SeriesKey, Line]:
+    reader = _series_reader(path)
+    chosen: dict[str, Any] = {
+        "start_seconds": start_seconds, "end_seconds": end_seconds,
+        "entities": entities, "signals": signals,
+    }  # fmt: skip
+    resolution = resolution_for(end_seconds - start_seconds, points=_RAW_SPAN_SECONDS)
     with _reading(path):
-        frame = _series_reader(path).read(
-            start_seconds=start_seconds, end_seconds=end_seconds, entities=entities, signals=signals
-        )
+        if resolution is None:
+            frame = reader.read(**chosen)
+        else:
+            frame = _extremes(
+                reader.read_rollup(**chosen, resolution_seconds=resolution), resolution
+            )
     lines: dict[SeriesKey, Line] = {}
     for (entity, signal), rows in frame.groupby(["entity", "signal"], sort=True):
         times, values = rows["time"].to_numpy(), rows["value"].to_numpy()
         lines[SeriesKey(str(entity), str(signal))] = thin(times, values)
     return lines
+
+
+def _extremes(buckets: pd.DataFrame, resolution_seconds: float) -> pd.DataFrame:
+    """Return the lowest and the highest of each bucket as two samples, so that no spike is lost."""
+    low = buckets.rename(columns={"min": "value"})
+    # Evenly apart, or every bucket would seem to follow a gap.
+    high = buckets.assign(time=buckets["time"] + resolution_seconds / 2, value=buckets["max"])
+    columns = ["time", "entity", "signal", "value"]
+    return pd.concat([low[columns], high[columns]]).sort_values("time", ignore_index=True)
 
 
 @dataclass(frozen=True, slots=True)

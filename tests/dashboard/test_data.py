@@ -4,10 +4,13 @@ import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from analysis.findings import IncidentState
 from analysis.journal import EventKind
+from collectors.contract import Sample
+from collectors.store.sqlite import SqliteSeriesStore
 from dashboard.data import DataError, StateDirectory
 from healing.actions import ActionState
 
@@ -91,3 +94,25 @@ def test_a_journal_that_was_started_anew_is_opened_anew(
 def test_a_switch_that_cannot_be_read_counts_as_thrown(tmp_path: Path) -> None:
     (tmp_path / "healing.stop").mkdir()
     assert "cannot be read" in (StateDirectory(tmp_path).stop_reason() or "")
+
+
+def test_a_long_span_is_drawn_from_rollups_and_outlives_the_samples(tmp_path: Path) -> None:
+    now = 1_800_000_000.0
+    store = SqliteSeriesStore(tmp_path / "series.sqlite")
+    for at in range(0, 86_400, 600):
+        values = (1.0, 9.0, 2.0)
+        store.write(
+            [
+                Sample(now - 4 * 86_400 + at + step, GPU1, "gpu_xid", value)
+                for step, value in enumerate(values)
+            ]
+        )
+    while not store.compact(now_seconds=now, budget_seconds=1.0):
+        pass
+    store.prune(before_seconds=now)
+    store.close()
+    state = StateDirectory(tmp_path)
+    assert state.lines([GPU1], ["gpu_xid"], now - 86_400, now) == {}
+    [line] = state.lines([GPU1], ["gpu_xid"], now - 7 * 86_400, now).values()
+    assert set(line.values[np.isfinite(line.values)]) == {1.0, 9.0}
+    assert line.times[0] == now - 4 * 86_400
