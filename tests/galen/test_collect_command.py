@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from collectors.signals import catalogue
-from galen.cli import app
+from galen.cli import make_app
 
 TEXT = """\
 # TYPE vllm:generation_tokens_total counter
@@ -26,7 +26,7 @@ def scrape(tmp_path: Path) -> Path:
 
 
 def test_people_see_whole_names_and_numbers(scrape: Path) -> None:
-    result = CliRunner().invoke(app, ["collect", str(scrape)], env={"COLUMNS": "40"})
+    result = CliRunner().invoke(make_app(), ["collect", str(scrape)], env={"COLUMNS": "40"})
     assert result.exit_code == 0
     rows = [line.split() for line in result.stdout.splitlines()]
     assert [
@@ -46,7 +46,7 @@ def test_people_see_whole_names_and_numbers(scrape: Path) -> None:
 
 
 def test_programs_get_one_document(scrape: Path) -> None:
-    result = CliRunner().invoke(app, ["collect", str(scrape), "--json"])
+    result = CliRunner().invoke(make_app(), ["collect", str(scrape), "--json"])
     found = json.loads(result.stdout)
     assert found["unrecognised"] == ["mine"]
     assert found["kinds"] == ["vllm"]
@@ -55,14 +55,16 @@ def test_programs_get_one_document(scrape: Path) -> None:
 
 
 def test_an_error_does_not_tell_the_secrets_of_a_url() -> None:
-    result = CliRunner().invoke(app, ["collect", "http://u:s3cret@127.0.0.1:9/m?token=s3cret"])
+    result = CliRunner().invoke(
+        make_app(), ["collect", "http://u:s3cret@127.0.0.1:9/m?token=s3cret"]
+    )
     assert result.exit_code == 1
     assert "s3cret" not in f"{result.output}{result.exception}"
 
 
 def test_signals_are_listed_by_layer() -> None:
-    result = CliRunner().invoke(app, ["signals", "--layer", "security", "--json"])
+    result = CliRunner().invoke(make_app(), ["signals", "--layer", "security", "--json"])
     listed = {one["signal"] for one in json.loads(result.stdout)["signals"]}
     assert listed == {one.name for one in catalogue().values() if one.layer == "security"}
-    assert CliRunner().invoke(app, ["signals", "--layer", "moon"]).exit_code != 0
-    assert "gpu_temperature_celsius" in CliRunner().invoke(app, ["signals"]).stdout
+    assert CliRunner().invoke(make_app(), ["signals", "--layer", "moon"]).exit_code != 0
+    assert "gpu_temperature_celsius" in CliRunner().invoke(make_app(), ["signals"]).stdout
