@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
+
+import structlog
 
 from collectors.cardinality import SeriesLimit
 from collectors.clock import SteadyClock
@@ -16,6 +18,8 @@ from collectors.scraping.pool import ScrapePool
 from collectors.scraping.targets import USUAL, ScrapeTarget, Usual
 from collectors.settings import CollectorsSettings, ReadingSettings, ScrapeJobSettings
 
+log = structlog.get_logger(__name__)
+
 _WINDOW_INTERVALS = 3.0
 """A window must hold some scrapes: with fewer, one that fails leaves no rate at all."""
 
@@ -27,7 +31,6 @@ def scrape_collector(
 
     Raises:
         TargetError: when an address of the configuration is none.
-        AccessError: when a job's certificates cannot be used.
     """
     buffer = SampleBuffer(max_samples=settings.scrape_buffer_samples)
     pool = ScrapePool(
@@ -41,6 +44,8 @@ def scrape_collector(
 
 def _job(job: ScrapeJobSettings) -> ScrapeJob:
     usual = _usual(job.kind)
+    if not job.verify_tls:
+        log.warning("tls_not_verified", job=job.name)
     discoveries: list[Discovery] = []
     if job.targets:
         discoveries.append(StaticDiscovery(job.name, job.targets, job.labels, usual))
@@ -54,7 +59,7 @@ def _job(job: ScrapeJobSettings) -> ScrapeJob:
         deadline_seconds=job.deadline_seconds,
         max_bytes=int(job.max_megabytes * 1e6),
         headers=job.request_headers,
-        verify=job.ssl_context() if _has_own_tls(job) else None,
+        verify=cache(job.ssl_context) if _has_own_tls(job) else None,
     )
 
 

@@ -41,5 +41,5 @@ class ScrapeJob:
     """The longest answer, after decompression."""
     headers: Callable[[], Mapping[str, str]] = field(default=dict, repr=False)
     """Such as Authorization: asked for at each scrape, sent to every target, shown nowhere."""
-    verify: ssl.SSLContext | None = field(default=None, repr=False)
-    """TLS; by default certificates are checked against the usual authorities."""
+    verify: Callable[[], ssl.SSLContext] | None = field(default=None, repr=False)
+    """TLS of its own, where certificates are not checked against the usual authorities."""

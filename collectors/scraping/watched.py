@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from collectors.access import AccessError
 from collectors.contract import Collection, CollectorError, Sample
 from collectors.links import Link, Relation
 from collectors.scraping.buffer import Batch, SampleBuffer
@@ -50,6 +51,7 @@ class WatchedTarget:
         self._job = job
         self._shared = shared
         self._reader = job.make_reader(target)
+        self._client: TargetClient | None = None
         self._silent = True
         self.turns = Turns(job.interval_seconds, target.phase())
         self.health = TargetHealth(target, shared.monotonic())
@@ -59,31 +61,38 @@ class WatchedTarget:
     async def run(self) -> None:
         """Scrape at every turn; whatever goes wrong with one scrape, the next has its turn."""
         job, monotonic = self._job, self._shared.monotonic
-        client = TargetClient(
-            self._target,
-            verify=job.verify or self._shared.verify,
-            budget=self._shared.budget,
-            headers=job.headers,
-            max_bytes=job.max_bytes,
-            keep_seconds=_KEEP_INTERVALS * job.interval_seconds,
-        )
         try:
             while True:
                 due = self.turns.next_due(monotonic())
                 await asyncio.sleep(due - monotonic())
                 if monotonic() - due > _LATE_SHARE * job.interval_seconds:
                     self.late += 1
-                await self._scrape(client)
+                await self._scrape()
         finally:
-            await client.close()
+            if self._client is not None:
+                await self._client.close()
 
-    async def _scrape(self, client: TargetClient) -> None:
+    def _connected(self) -> TargetClient:
+        """Return the client; made at the first scrape, since certificates may come later than we do."""
+        job = self._job
+        if self._client is None:
+            self._client = TargetClient(
+                self._target,
+                verify=job.verify() if job.verify is not None else self._shared.verify,
+                budget=self._shared.budget,
+                headers=job.headers,
+                max_bytes=job.max_bytes,
+                keep_seconds=_KEEP_INTERVALS * job.interval_seconds,
+            )
+        return self._client
+
+    async def _scrape(self) -> None:
         now, started = self._shared.wall(), self._shared.monotonic()
         found, error = Collection(()), ""
         try:
-            page = await client.get(self._job.deadline_seconds)
+            page = await self._connected().get(self._job.deadline_seconds)
             found = await self._read(page, now, started)
-        except (ScrapeError, CollectorError) as reason:
+        except (ScrapeError, CollectorError, AccessError) as reason:
             error = str(reason)
         # One target's surprise must not end its watch; it is in the log with all that is known of it.
         except Exception as reason:

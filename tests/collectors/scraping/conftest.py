@@ -93,6 +93,9 @@ class Site:
         head = "Content-Type: application/openmetrics-text; version=1.0.0\r\n"
         return await self._whole(writer, b"up 1\n# EOF\n", head)
 
+    async def _gpu(self, writer: asyncio.StreamWriter) -> bool:
+        return await self._whole(writer, b'DCGM_FI_DEV_GPU_TEMP{gpu="0",UUID="GPU-1"} 40\n')
+
     async def _zipped(self, writer: asyncio.StreamWriter) -> bool:
         body = gzip.compress(TEXT.encode()) + gzip.compress(b"more 2\n")
         return await self._whole(writer, body, "Content-Encoding: gzip\r\n")
