@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from collectors.contract import Collector, CollectorError, Sample
 from collectors.registry import build_collectors
@@ -27,6 +28,7 @@ SCRAPES = {
     "kserve": "kserve_0.21.0_live_local",
 }
 READY_TRIES = 300
+SECRET = "s3cr3t-t0ken"
 
 
 def _gauges(name: str) -> dict[str, float]:
@@ -82,6 +84,33 @@ def test_one_line_watches_an_exporter(
     found = _collected(collector, wanted)
     assert {signal: found[signal].value for signal in wanted} == pytest.approx(wanted)
     assert found["scrape_success"].value == 1
+    target.server.shutdown()
+    target.server.server_close()
+
+
+@pytest.mark.parametrize("text", ["up 1\n", "<html>\n"])
+def test_a_scrape_tells_nobody_the_secrets_of_its_url(
+    live: SimpleNamespace, watching: Any, text: str
+) -> None:
+    target = live.Target()
+    target.text = text
+    address = f"http://127.0.0.1:{target.port}/metrics?token={SECRET}"
+    told: list[object] = []
+    with capture_logs() as logs:
+        collector = watching(
+            f'scrape = [{{ targets = ["{address}"], interval_seconds = 1, deadline_seconds = 1, '
+            f'token = "{SECRET}" }}]'
+        )
+        pause = threading.Event()
+        for tick in range(READY_TRIES):
+            collection = collector.collect(1e9 + tick)
+            told.append(collection)
+            if any(one.signal == "scrape_success" for one in collection.samples):
+                break
+            pause.wait(0.1)
+    assert "scrape_success" in repr(told)
+    assert SECRET not in repr(told)
+    assert SECRET not in repr(logs)
     target.server.shutdown()
     target.server.server_close()
 
