@@ -18,8 +18,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from collectors.contract import Sample, SeriesKey
-from collectors.store.contract import SeriesInfo, SeriesReader, SeriesStore
-from collectors.store.sqlite import SqliteSeriesStore
+from collectors.store.contract import SeriesReader, SeriesStore
+from collectors.store.sqlite import SqliteSeriesReader, SqliteSeriesStore
 from collectors.store.tables import (
     COLUMNS,
     LABELS_COLUMN,
@@ -38,6 +38,7 @@ _MILLISECOND = 0.001  # the resolution of stores; the end of a read is exclusive
 _CHUNK_SECONDS = 3600.0
 # One stray sample of 1970 must not make half a million spans.
 _MOST_READS = 100_000
+_MOST_SUMMARY_READS = 2_000
 _MOST_TRANSACTIONS = 1_000
 _ROLLUP_CHUNK_SECONDS = 86_400.0
 _COMPACT_SECONDS = 0.5
@@ -77,7 +78,7 @@ class Moved:
 def summarise(reader: SeriesReader, progress: Progress | None = None) -> StoreSummary:
     """Count what a store holds and find the times in which nothing was written.
 
-    Reads one series at a time, so that memory does not grow with the store.
+    Reads an hour at a time, so that memory does not grow with the store.
 
     Raises:
         StoreError: when the store cannot be read.
@@ -86,32 +87,31 @@ def summarise(reader: SeriesReader, progress: Progress | None = None) -> StoreSu
     if not known:
         return StoreSummary(0, 0, None, None, None, ())
     first = min(info.first_seconds for info in known)
+    # The writer goes on meanwhile; what comes after the listing belongs to the next summary.
     last = max(info.last_seconds for info in known)
     # Whole seconds that have any sample, after the first.
-    occupied = np.empty(0, dtype=np.int64)
+    occupied: list[NDArray[np.int64]] = []
     samples = 0
-    for done, info in enumerate(known, start=1):
-        times = _times_of(reader, info, last)
+    end = last + _MILLISECOND
+    for begin, until in _spans(first, end, _CHUNK_SECONDS, _MOST_SUMMARY_READS):
+        times = _times(reader, begin, until)
         samples += len(times)
-        occupied = np.union1d(occupied, (times - first).astype(np.int64))
+        occupied.append(np.unique((times - first).astype(np.int64)))
         if progress is not None:
-            progress(done / len(known))
-    steps = np.diff(occupied)
+            progress((until - first) / (end - first))
+    seconds = np.unique(np.concatenate(occupied))
+    steps = np.diff(seconds)
     step = float(np.median(steps)) if steps.size else None
     least = max(_LEAST_GAP_SECONDS, _GAP_STEPS * (step or 0.0))
     wide = np.flatnonzero(steps > least)
-    gaps = [(first + float(occupied[at]), first + float(occupied[at + 1])) for at in wide]
+    gaps = [(first + float(seconds[at]), first + float(seconds[at + 1])) for at in wide]
     return StoreSummary(len(known), samples, first, last, step, gaps)
 
 
-def _times_of(reader: SeriesReader, info: SeriesInfo, last: float) -> NDArray[np.float64]:
-    frame = reader.read(
-        start_seconds=info.first_seconds,
-        # The writer goes on meanwhile; what comes after the listing belongs to the next summary.
-        end_seconds=last + _MILLISECOND,
-        entities={info.key.entity},
-        signals={info.key.signal},
-    )
+def _times(reader: SeriesReader, start: float, end: float) -> NDArray[np.float64]:
+    if isinstance(reader, SqliteSeriesReader):
+        return reader.read_times(start_seconds=start, end_seconds=end)
+    frame = reader.read(start_seconds=start, end_seconds=end)
     return frame["time"].to_numpy(dtype=np.float64)
 
 

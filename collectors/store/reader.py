@@ -15,6 +15,7 @@ from typing import TypeVar
 import numpy as np
 import pandas as pd
 import structlog
+from numpy.typing import NDArray
 
 from collectors.contract import SeriesKey
 from collectors.store import hot
@@ -77,6 +78,23 @@ class SqliteSeriesReader:
             return sorted_frame(
                 found.places, list(keys.values()), found.times / 1000.0, {"value": found.values}
             )
+
+        return self._with_snapshot(work)
+
+    def read_times(self, *, start_seconds: float, end_seconds: float) -> NDArray[np.float64]:
+        """Read the times ``[n]`` of all samples with ``start <= time < end``, sorted.
+
+        Raises:
+            StoreError: when the file cannot be read.
+        """
+        start, stop = milliseconds(start_seconds), milliseconds(end_seconds)
+
+        def work(connection: sqlite3.Connection) -> NDArray[np.float64]:
+            there = tables(connection)
+            known = np.array(list(_chosen(connection, there, None, None)), np.int64)
+            found = read_samples(connection, there, None, known, start=start, stop=stop)
+            self._name(found.damaged)
+            return found.times / 1000.0
 
         return self._with_snapshot(work)
 
