@@ -114,6 +114,15 @@ def stop_on_signals() -> threading.Event:
     return stop
 
 
+def unwind_on_terminate() -> None:
+    """Let SIGTERM end a command as Ctrl-C does: what it has started is stopped on the way out."""
+
+    def leave(number: int, _frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, leave)
+
+
 def parse_window(since: str | None, until: str | None) -> tuple[float, float]:
     """Read ``--since`` and ``--until``; without one the span has no bound on that side.
 

@@ -19,6 +19,7 @@ from galen.commands.context import (
     print_json,
     print_line,
     progress,
+    unwind_on_terminate,
 )
 from galen.drill.faults import Patient, select_faults
 from galen.drill.results import DrillResult, markdown_table
@@ -65,6 +66,7 @@ def drill(
     touched. Exit status 1 when a fault was missed, misjudged or not healed, or the quiet phase was not.
     """
     faults = select_faults(suite, fault or [])
+    unwind_on_terminate()
     call = _own_stack(config, state_dir)
     plan = DrillPlan(
         suite=suite,

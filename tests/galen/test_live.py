@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -79,3 +81,24 @@ def test_a_port_that_is_taken_is_named_with_the_fix(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "inference.port" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_drill_that_is_ended_stops_what_it_has_started(tmp_path: Path, number: int) -> None:
+    command = [sys.executable, "-m", "galen", "drill", "--state-dir", str(tmp_path)]
+    environment = {**os.environ, "GALEN_INFERENCE__PORT": str(free_port())}
+    log = tmp_path / "drill.log"
+    with log.open("wb") as output:
+        drill = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
+        try:
+            until = time.monotonic() + 120
+            while b"warming up" not in log.read_bytes():
+                assert drill.poll() is None, log.read_text()
+                assert time.monotonic() < until, log.read_text()
+                time.sleep(0.1)
+            assert len(left_behind(tmp_path)) > 1
+            drill.send_signal(number)
+            assert drill.wait(60) != 0
+        finally:
+            drill.kill()
+    assert left_behind(tmp_path) == []
