@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 from collections.abc import MutableMapping
 from enum import StrEnum
-from typing import Any
+from typing import Any, TextIO, cast
 
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, SecretBytes, SecretStr
@@ -54,6 +55,20 @@ def _names_a_secret(key: str) -> bool:
     )
 
 
+class _StandardError(io.TextIOBase):
+    """Whatever standard error is when a line is written.
+
+    Loggers keep their file for as long as the process lives; one that was replaced meanwhile may be
+    closed, and a log line must never bring down who writes it.
+    """
+
+    def write(self, text: str) -> int:
+        return sys.stderr.write(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
 def configure_logs(settings: LogSettings) -> None:
     """Send every log line to standard error; standard output carries data only."""
     as_json = settings.format is LogFormat.JSON or (
@@ -75,8 +90,8 @@ def configure_logs(settings: LogSettings) -> None:
     structlog.configure(
         processors=[*processors, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(file=cast("TextIO", _StandardError())),
         cache_logger_on_first_use=True,
     )
     # Libraries log through the standard module; below warning they would drown what matters.
-    logging.basicConfig(level=max(level, logging.WARNING), stream=sys.stderr)
+    logging.basicConfig(level=max(level, logging.WARNING), stream=_StandardError())
