@@ -23,7 +23,7 @@ from collectors.store.contract import SeriesInfo, StoreError, check_resolution
 from collectors.store.frames import sorted_frame
 from collectors.store.hot import Damage
 from collectors.store.reading import choose_series, read_buckets, read_samples
-from collectors.store.schema import BUSY_SECONDS, snapshot, tables
+from collectors.store.schema import BUSY_SECONDS, FILE_ERRORS, snapshot, tables
 
 log = structlog.get_logger(__name__)
 
@@ -157,7 +157,7 @@ class SqliteSeriesReader:
             try:
                 with snapshot(self._connect()) as connection:
                     return work(connection)
-            except sqlite3.Error as error:
+            except FILE_ERRORS as error:
                 self._disconnect()
                 raise StoreError(
                     f"cannot read the series store {self._path}: {error}; if this persists, "

@@ -106,6 +106,10 @@ _PROBES = (
 )
 
 
+# A damaged name makes a message that is not text, which the module fails to decode while it raises.
+FILE_ERRORS = (sqlite3.Error, UnicodeDecodeError)
+
+
 class LayoutDamage(sqlite3.DatabaseError):
     """A file that SQLite opens and that is not what was written."""
 
@@ -137,7 +141,7 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
                 connection.execute(f"PRAGMA user_version = {LAYOUT}")
         for statement in _PROBES:
             connection.execute(f"{statement} LIMIT 1").fetchone()
-    except sqlite3.Error as error:
+    except FILE_ERRORS as error:
         connection.close()
         if _is_hidden_damage(error, path):
             raise LayoutDamage(str(error)) from error
@@ -148,8 +152,10 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _is_hidden_damage(error: sqlite3.Error, path: Path) -> bool:
+def _is_hidden_damage(error: Exception, path: Path) -> bool:
     """Recognise what SQLite takes for a file of its future, or for a mistake of the caller."""
+    if isinstance(error, UnicodeDecodeError):
+        return True
     code = getattr(error, "sqlite_errorcode", None)
     if code == sqlite3.SQLITE_READONLY:
         return os.access(path, os.W_OK)
@@ -205,7 +211,9 @@ def snapshot(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
 
 
 def is_damage(error: BaseException) -> bool:
-    """Say whether SQLite calls the file itself damaged."""
+    """Say whether SQLite calls the file itself damaged, or cannot even say what is wrong."""
+    if isinstance(error, UnicodeDecodeError):
+        return True
     # Some errors (a misuse of the module) carry no code; the upper bits of one tell details.
     code = getattr(error, "sqlite_errorcode", None) or 0
     return code & 0xFF in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}

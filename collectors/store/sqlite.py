@@ -29,6 +29,7 @@ from collectors.store.contract import SeriesInfo, StoreError
 from collectors.store.reader import SqliteSeriesReader, milliseconds
 from collectors.store.reserve import Reserve
 from collectors.store.schema import (
+    FILE_ERRORS,
     SIDE_FILES,
     is_damage,
     is_full,
@@ -272,7 +273,7 @@ class SqliteSeriesStore:
     def _open(self) -> sqlite3.Connection:
         try:
             return open_for_writing(self._path)
-        except sqlite3.Error as error:
+        except FILE_ERRORS as error:
             if is_full(error) and self._reserve.spend():
                 return self._open()
             if not is_damage(error):
@@ -304,7 +305,7 @@ class SqliteSeriesStore:
                 return work()
             except BaseException as error:
                 self._ids.clear()  # a series that was new in the failed transaction has no number
-                if not isinstance(error, sqlite3.Error):
+                if not isinstance(error, FILE_ERRORS):
                     raise
                 if not is_damage(error):
                     raise StoreError(

@@ -125,6 +125,24 @@ def test_a_prune_through_a_damaged_block_goes_on(path: Path) -> None:
     store.close()
 
 
+def test_a_name_in_the_file_that_is_no_text_any_more_is_damage(path: Path) -> None:
+    whole = path.read_bytes()
+    at, places = -1, []
+    while (at := whole.find(b"blocks_by_slot", at + 1)) >= 0:
+        places.append(at)
+    assert places
+    for place in places:
+        spoilt = bytearray(whole)
+        spoilt[place] = 0xF3
+        path.write_bytes(bytes(spoilt))
+        for side in ("-wal", "-shm"):
+            Path(f"{path}{side}").unlink(missing_ok=True)
+        store = SqliteSeriesStore(path)
+        store.write([Sample(T0 + 90_000, "host/a", "x", 5.0)])
+        assert 5.0 in store.read(**EVER)["value"].tolist()
+        store.close()
+
+
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
