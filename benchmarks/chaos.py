@@ -87,7 +87,8 @@ def _failures(checks: Mapping[str, bool]) -> list[str]:
 def _chaos(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Traffic with faults."""
     _say("chaos")
-    with serve(folder) as service:
+    # Else the small model would soon answer for the one that is hurt, and nobody would be hurt any more.
+    with serve(folder, automatic_degradation=False) as service:
         chaos = Chaos(service, random.Random(options.seed))
         chaos.prepare()
         bodies = prompts(options.requests, options.seed)
