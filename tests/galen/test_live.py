@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -16,14 +17,29 @@ import pytest
 
 from analysis.journal import EventKind, Journal
 from collectors.store.sqlite import SqliteSeriesReader
+from galen.commands.drill import _DRILL_PORT_OFFSET
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(420)]
 
 
 def free_port() -> int:
+    """Return a port that is free, as is the one that a drill takes beside it.
+
+    It lies below those that the system gives to clients, who come and go meanwhile.
+    """
+    for port in random.sample(range(20_000, 32_000), 200):
+        if all(_is_free(candidate) for candidate in (port, port + _DRILL_PORT_OFFSET)):
+            return port
+    raise AssertionError("no port is free")
+
+
+def _is_free(port: int) -> bool:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 def galen(*arguments: str, state_dir: Path, port: int) -> subprocess.CompletedProcess[str]:
