@@ -6,14 +6,12 @@ driver would meet at a real device. The file is replaced whole, so that a reader
 
 from __future__ import annotations
 
-import fcntl
-import os
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from collectors.gpu.shared_file import locked, replace_text
 
 
 class ControlError(ValueError):
@@ -117,7 +115,7 @@ class SimulatedGpuControl:
         self._change(lambda old: {"power_limit_watts": old.power_limit_watts})
 
     def _change(self, make: Callable[[SimulatedGpuSettings], dict[str, object]]) -> None:
-        with self._locked():
+        with locked(self._path):
             try:
                 old = self.read()
             except ControlError:
@@ -127,24 +125,7 @@ class SimulatedGpuControl:
                 new = SimulatedGpuSettings.model_validate(make(old))
             except ValidationError as error:
                 raise ControlError(f"simulated GPU: {_reasons(error)}") from error
-            self._replace(new.model_dump_json(exclude_defaults=True))
-
-    def _replace(self, text: str) -> None:
-        handle, name = tempfile.mkstemp(dir=self._path.parent, prefix=f".{self._path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            Path(name).replace(self._path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.with_name(f"{self._path.name}.lock").open("w", encoding="utf-8") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+            replace_text(self._path, new.model_dump_json(exclude_defaults=True))
 
 
 def _reasons(error: ValidationError) -> str:

@@ -8,9 +8,6 @@ leaves nothing held: the request runs out by itself.
 
 from __future__ import annotations
 
-import fcntl
-import os
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -19,6 +16,8 @@ from pathlib import Path
 
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from collectors.gpu.shared_file import locked, replace_text
 
 log = structlog.get_logger(__name__)
 
@@ -91,7 +90,7 @@ class GpuRelease:
     def acknowledge(self, release: Release) -> None:
         """Say, as the reader, that nothing of it has a GPU open."""
         if not self.is_acknowledged(release):
-            self._write(self._answer, release.token)
+            replace_text(self._answer, release.token)
 
     def is_acknowledged(self, release: Release) -> bool:
         """Say whether the reader has let go."""
@@ -102,7 +101,7 @@ class GpuRelease:
 
     def forget(self, release: Release) -> None:
         """Remove a request that is over, unless there is a newer one."""
-        with self._locked():
+        with locked(self._path):
             current = self.read()
             if current is not None and current.token == release.token:
                 self._path.unlink(missing_ok=True)
@@ -141,11 +140,11 @@ class GpuRelease:
             until_seconds=now + min(seconds, LONGEST_RELEASE_SECONDS),
         )
         try:
-            with self._locked():
+            with locked(self._path):
                 other = self.read()
                 if other is not None and other.stands(now):
                     raise ReleaseError(f"the reset of {other.gpu} is under way")
-                self._write(self._path, asked.model_dump_json())
+                replace_text(self._path, asked.model_dump_json())
         except OSError as error:
             raise ReleaseError(f"{self._path} cannot be written: {error}") from error
         return asked
@@ -161,26 +160,9 @@ class GpuRelease:
     def _end(self, release: Release, *, reset: bool) -> None:
         ended = release.model_copy(update={"ended_seconds": self._clock(), "reset": reset})
         try:
-            with self._locked():
+            with locked(self._path):
                 current = self.read()
                 if current is not None and current.token == release.token:
-                    self._write(self._path, ended.model_dump_json())
+                    replace_text(self._path, ended.model_dump_json())
         except OSError as error:  # it expires all the same
             log.warning("gpu_release_not_ended", file=str(self._path), reason=str(error))
-
-    def _write(self, path: Path, text: str) -> None:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.with_name(f"{self._path.name}.lock").open("w", encoding="utf-8") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
