@@ -27,6 +27,8 @@ _log = structlog.get_logger(__name__)
 _FILE_LOOK_SECONDS = 30.0
 """Time between two looks at a calendar file."""
 _MAX_CALENDAR_BYTES = 8 * 1024 * 1024
+_UNREAD = (-1, -1)
+"""Time and size that no file has."""
 
 
 class _Times(Protocol):
@@ -87,8 +89,7 @@ class _Calendar:
     def __init__(self, path: Path, zone: ZoneInfo) -> None:
         self._path = path
         self._zone = zone
-        self._stamp: tuple[int, int] | None = None
-        self._looked = False
+        self._stamp: tuple[int, int] | None = _UNREAD
         self._query: recurring_ical_events.CalendarQuery | None = None
         self._looked_at = -np.inf
         self._minute = -1
@@ -120,9 +121,9 @@ class _Calendar:
             stamp: tuple[int, int] | None = (status.st_mtime_ns, status.st_size)
         except OSError:
             stamp = None
-        if stamp == self._stamp and self._looked:
+        if stamp == self._stamp:
             return
-        self._stamp, self._looked = stamp, True
+        self._stamp = stamp
         try:
             with self._path.open("rb") as file:
                 text = file.read(_MAX_CALENDAR_BYTES)

@@ -28,7 +28,7 @@ from galen.paths import StatePaths
 from galen.stack import DEMO_ENVIRONMENT, StackOptions, own_service_environment
 from galen.up import running_stack, running_traffic
 
-_DRILL_PORT_OFFSET = 11
+DRILL_PORT_OFFSET = 11
 
 
 def register(app: typer.Typer) -> None:
@@ -91,7 +91,7 @@ def drill(
 
 def _own_stack(config: Path | None, state_dir: Path | None) -> Invocation:
     """Set the environment of this process and its children to a service on a port of its own."""
-    port = invocation(config, state_dir).settings.inference.port + _DRILL_PORT_OFFSET
+    port = invocation(config, state_dir).settings.inference.port + DRILL_PORT_OFFSET
     # What the user watches in earnest is not watched here.
     os.environ |= {**DEMO_ENVIRONMENT, "GALEN_INFERENCE__PORT": str(port)}
     os.environ["GALEN_COLLECTORS__SERVICES"] = "[]"

@@ -57,10 +57,6 @@ class TensorLine:
     def __len__(self) -> int:
         return self.depth + len(self._canaries)
 
-    def wait_seconds(self, rows: int, limit: int) -> float:
-        """Return how long it takes to compute so many rows; 0 while unknown."""
-        return rows / limit * self._cost.seconds(limit)
-
     def admit(self, ticket: TensorTicket, running_rows: int, limit: int, now: float) -> None:
         """Put a ticket into the line.
 
@@ -90,10 +86,9 @@ class TensorLine:
 
     def pop(self) -> TensorTicket | None:
         """Take the next ticket."""
-        if self._canaries:
-            ticket = self._canaries.popleft()
-        else:
+        if not self._canaries:
             return self._pop_user()
+        ticket = self._canaries.popleft()
         self.rows -= ticket.rows
         return ticket
 
@@ -126,7 +121,7 @@ class TensorLine:
         batch, rows = [first], first.rows
         passed: list[TensorTicket] = []
         while rows < limit and len(passed) < _MOST_PASSED_OVER:
-            ticket = self.pop() if self._canaries else self._pop_user()
+            ticket = self.pop()
             if ticket is None:
                 break
             if rows + ticket.rows > limit:

@@ -17,7 +17,7 @@ import pytest
 
 from analysis.journal import EventKind, Journal
 from collectors.store.sqlite import SqliteSeriesReader
-from galen.commands.drill import _DRILL_PORT_OFFSET
+from galen.commands.drill import DRILL_PORT_OFFSET
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(420)]
 
@@ -28,7 +28,7 @@ def free_port() -> int:
     It lies below those that the system gives to clients, who come and go meanwhile.
     """
     for port in random.sample(range(20_000, 32_000), 200):
-        if all(_is_free(candidate) for candidate in (port, port + _DRILL_PORT_OFFSET)):
+        if all(_is_free(candidate) for candidate in (port, port + DRILL_PORT_OFFSET)):
             return port
     raise AssertionError("no port is free")
 
