@@ -1,0 +1,1 @@
+"""Labelled public data sets, and how scores are judged on them."""
