@@ -157,8 +157,10 @@ class Canary:
         self.result = CanaryResult(None)
 
     async def _pause(self, seconds: float) -> None:
+        # Not `wait_for`: before Python 3.12 it swallows a cancellation that comes as the wait ends.
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
 
     async def check(self) -> CanaryOutcome:
         """Ask one golden example and judge the answer."""

@@ -59,6 +59,8 @@ _log = structlog.get_logger(__name__)
 
 VERSION = "0.1.0"
 _DRAIN_POLL_SECONDS = 0.02
+# How long what runs beside requests may take to end; the service ends all the same.
+_CANCEL_SECONDS = 5.0
 # Audit lines and spans of the last requests are written at the end; a disk or a collector that is
 # gone does not hold us up.
 _FLUSH_SECONDS = 2.0
@@ -208,7 +210,10 @@ class InferenceService:
         tasks = [*self.tasks, *self._canary_tasks.values()]
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        _, lasting = await asyncio.wait(tasks, timeout=_CANCEL_SECONDS)
+        if lasting:
+            names = sorted(str(task.get_coro()) for task in lasting)
+            _log.error("tasks_do_not_end", tasks=names)
         for host in self.hosts.values():
             host.stop()
         self._supervisor.finish()

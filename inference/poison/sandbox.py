@@ -192,8 +192,10 @@ class _Run:
     async def _look(self) -> None:
         """Wait for a message, at most until the next look."""
         self._event.clear()
+        # Not `wait_for`: before Python 3.12 it swallows a cancellation that comes as the wait ends.
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._event.wait(), _LOOK_SECONDS)
+            async with asyncio.timeout(_LOOK_SECONDS):
+                await self._event.wait()
 
     def _receive(self, message: Message) -> None:
         if isinstance(message, Ready):

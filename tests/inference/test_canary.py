@@ -115,6 +115,23 @@ def test_being_late_while_the_engine_stands_still_is_a_failure(world):
     assert world.check(LATE, LATE) is False
 
 
+@pytest.mark.parametrize("turns", range(6))
+def test_being_cancelled_as_it_wakes_ends_it(world, turns):
+    async def go():
+        task = asyncio.create_task(world.canary.run())
+        for _ in range(10):
+            await asyncio.sleep(0)
+        world.canary.loaded(fresh=True)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        done, _ = await asyncio.wait({task}, timeout=1.0)
+        task.cancel()
+        return bool(done)
+
+    assert asyncio.run(go())
+
+
 def test_a_model_without_golden_prompts_is_never_healthy(world):
     world.host.golden = ()
     assert world.check("") is False
