@@ -64,6 +64,9 @@ class Anomaly(Finding):
     high: float | None = None
     detectors: tuple[str, ...] = ()
     simulated: bool = False
+    p_value: float | None = None
+    """How likely a normal value of this series deviates as far towards the bad side; None where that
+    is not known, or where values are no measure, such as of events and absence."""
 
 
 class Evidence(Finding):

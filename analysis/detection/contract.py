@@ -84,6 +84,25 @@ class SignalState:
     warmed_up: bool
     """Whether a baseline of its own exists; without one only limits and absence speak."""
     detectors: tuple[str, ...] = ()
+    p_value: float | None = None
+    """How likely a normal value of this series deviates from the baseline at least as far towards the
+    bad side; None until enough values are known (see :mod:`analysis.detection.streaming_tail`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Realised:
+    """How often a detector called normal values unusual, against how often it should."""
+
+    detector: str
+    nominal_rate: float
+    above: float
+    """Normal values that were called unusual, of all series since they were first seen."""
+    seen: float
+    """All normal values."""
+    worst: tuple[str, str] | None
+    """Entity and signal with the highest rate of late; the signal is empty where the detector judges
+    entities, and all of it None while no series has been seen for long enough."""
+    worst_rate: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,3 +114,5 @@ class Detections:
     """Those that the alert policy holds active now."""
     states: Mapping[SeriesKey, SignalState]
     """Every series that has been seen."""
+    realised: Sequence[Realised] = ()
+    """Calibration of each detector that has a nominal rate."""

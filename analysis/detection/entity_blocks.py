@@ -43,6 +43,11 @@ class EntityBlocks:
         return len(self._sizes)
 
     @property
+    def names(self) -> Sequence[tuple[str, str]]:
+        """Each entity, with an empty signal, in their order."""
+        return [(entity, "") for entity in self._entities]
+
+    @property
     def width(self) -> int:
         """The slots of the largest entity."""
         return max(self._sizes, default=0)

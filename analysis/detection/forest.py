@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from sklearn.ensemble import IsolationForest
 
 from analysis.detection.calibration import TailTracker
-from analysis.detection.contract import FloatArray, Scores
+from analysis.detection.contract import FloatArray, Realised, Scores
 from analysis.detection.entity_blocks import EntityBlocks
 from analysis.detection.settings import ForestSettings
 from collectors.contract import SeriesKey
@@ -231,6 +231,10 @@ class ForestVote:
                 self._trees[name][entity] = getattr(forest, name)
             self._about[entity, :3] = 1.0, forest.centre, forest.width
             self._about[entity, 5] = rows.shape[1]
+
+    def realised(self) -> Realised:
+        """Return how often rows of normal values scored above 1."""
+        return self._tail.realised.summary(self.name, self._blocks.names)
 
     def state(self) -> Mapping[str, NDArray[np.generic]]:
         """Return what has to be kept over a restart, the rows of unfinished fits included."""

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.detection.calibration import TailTracker
-from analysis.detection.contract import FloatArray, Scores
+from analysis.detection.contract import FloatArray, Realised, Scores
 from analysis.detection.entity_blocks import EntityBlocks
 from analysis.detection.settings import CovarianceSettings
 from collectors.contract import SeriesKey
@@ -155,6 +155,10 @@ class MahalanobisVote:
                 self._blocks.sizes[due],
             )
             self._precision[due] = np.linalg.inv(shrunk)
+
+    def realised(self) -> Realised:
+        """Return how often rows of normal values scored above 1."""
+        return self._tail.realised.summary(self.name, self._blocks.names)
 
     def state(self) -> Mapping[str, NDArray[np.generic]]:
         """Return what has to be kept over a restart."""

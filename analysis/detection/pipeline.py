@@ -18,12 +18,20 @@ from numpy.typing import NDArray
 from analysis.detection.absence import Absence, DropToZero
 from analysis.detection.alert_policy import AlertPolicy
 from analysis.detection.columns import Columns
-from analysis.detection.contract import Detections, Detector, FloatArray, Scores, SignalState
+from analysis.detection.contract import (
+    Detections,
+    Detector,
+    FloatArray,
+    Realised,
+    Scores,
+    SignalState,
+)
 from analysis.detection.forest import ForestVote
 from analysis.detection.limits import LimitRule, Limits
 from analysis.detection.mahalanobis import MahalanobisVote
 from analysis.detection.maintenance import Maintenance
 from analysis.detection.profiles import SeriesProfiles
+from analysis.detection.rarity import Rarity
 from analysis.detection.seasonal import SeasonalBaseline
 from analysis.detection.seasonal_fit import SeasonalShape
 from analysis.detection.settings import DetectionSettings
@@ -47,7 +55,7 @@ _LEADERS = ("baseline", "limit", "absence", "drop_to_zero", "trend")
 """Detectors whose score can be that of a series; the order breaks ties."""
 _NAMES = (*_LEADERS, "mahalanobis", "forest")
 _BOUNDS = ("expected", "low", "high")
-_SHOWN = (*_BOUNDS, "observed", "score", "direction", "detectors")
+_SHOWN = (*_BOUNDS, "observed", "score", "direction", "detectors", "p_value")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +71,7 @@ class _Moment:
     """On which side of the baseline the value is."""
     mute: NDArray[np.bool_]
     """Nothing is raised: the series is under maintenance, or switched off."""
+    p_value: FloatArray
 
 
 class DetectionPipeline:
@@ -108,7 +117,8 @@ class DetectionPipeline:
             DropToZero(own.drop),
             Trend(own.trend),
         )
-        self._votes: list[Detector] = []
+        self._rarity = Rarity()
+        self._votes: list[MahalanobisVote | ForestVote] = []
         if own.covariance.enabled:
             self._votes.append(MahalanobisVote(own.covariance))
         if own.forest.enabled and self._executor is not None:
@@ -148,12 +158,14 @@ class DetectionPipeline:
         self._lift(leaders, votes)
         direction = self._direction_of_baseline(leaders[0], increments)
         mute = excused | ~self._profiles["raised"]
-        moment = _Moment(now_seconds, given, stale, age, direction, mute)
+        p_value = self._rarity.judge(self._baseline.deviation, self._baseline.normal)
+        moment = _Moment(now_seconds, given, stale, age, direction, mute, p_value)
         counted = self._update_policies(moment, leaders)
         arrays = self._fuse(moment, leaders, votes, counted)
         anomalies = self._anomalies(now_seconds, arrays)
         self._absorb(now_seconds)
-        return Detections(now_seconds, anomalies, States(self._index, arrays, _NAMES))
+        states = States(self._index, arrays, _NAMES)
+        return Detections(now_seconds, anomalies, states, self._realised())
 
     def adopt_shapes(self, shapes: Mapping[SeriesKey, SeasonalShape]) -> None:
         """Use seasonal shapes that were fitted on stored history."""
@@ -195,10 +207,15 @@ class DetectionPipeline:
         if self._own_executor is not None:
             self._own_executor.shutdown(wait=False, cancel_futures=True)
 
-    def _parts(self) -> dict[str, Detector | AlertPolicy | Columns]:
+    def _realised(self) -> tuple[Realised, ...]:
+        votes = (vote.realised() for vote in self._votes)
+        return (self._baseline.realised(), *votes, self._rarity.realised(self._keys))
+
+    def _parts(self) -> dict[str, Detector | AlertPolicy | Columns | Rarity]:
         detectors = {detector.name: detector for detector in (*self._leaders, *self._votes)}
         return {
             **detectors,
+            self._rarity.name: self._rarity,
             "statistical_policy": self._statistical,
             "hard_policy": self._hard,
             "seen": self._seen,
@@ -227,8 +244,9 @@ class DetectionPipeline:
         self._maintenance.grow(keys)
         for detector in (*self._leaders, *self._votes):
             detector.grow(keys)
-        for sized in (self._statistical, self._hard, self._seen, self._last, self._held):
-            sized.grow(len(keys))
+        sized = (self._statistical, self._hard, self._rarity, self._seen, self._last, self._held)
+        for each in sized:
+            each.grow(len(keys))
 
     def _note(self, now_seconds: float, values: FloatArray, given: NDArray[np.bool_]) -> FloatArray:
         """Remember the newest values; return them with counters as increases since the last."""
@@ -314,6 +332,7 @@ class DetectionPipeline:
             "score": score,
             "direction": self._directions(leader, moment.direction, deviating),
             "detectors": _bits((*leaders, *votes)),
+            "p_value": moment.p_value,
             **{name: _led(leaders, leader, name, deviating) for name in _BOUNDS},
         }
         # Between the values of a slow series what was said of its last value stands.
@@ -340,6 +359,7 @@ class DetectionPipeline:
             active=active,
             warmed_up=self._baseline.warmed_up,
             detectors=shown["detectors"],
+            p_value=shown["p_value"],
         )
 
     def _note_onset(self) -> FloatArray:
@@ -393,6 +413,7 @@ class DetectionPipeline:
             active=arrays.active,
             warmed_up=arrays.warmed_up,
             detectors=held["detectors"],
+            p_value=held["p_value"],
         )
         states = States(self._index, shown, _NAMES)
         columns = np.flatnonzero(arrays.active)
@@ -414,6 +435,7 @@ class DetectionPipeline:
             high=state.high,
             detectors=state.detectors,
             simulated=self._history.labels(state.key).get("simulated") == "true",
+            p_value=state.p_value,
         )
 
     def _absorb(self, now_seconds: float) -> None:
@@ -435,6 +457,7 @@ def _shown_columns() -> Columns:
         score=0.0,
         direction=NORMAL,
         detectors=0,
+        p_value=np.nan,
     )
 
 

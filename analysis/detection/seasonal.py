@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from analysis.detection.calibration import TailTracker
 from analysis.detection.columns import Columns
-from analysis.detection.contract import FloatArray, Scores
+from analysis.detection.contract import FloatArray, Realised, Scores
 from analysis.detection.profiles import SeriesProfiles
 from analysis.detection.seasonal_fit import SeasonalShape
 from analysis.detection.settings import BaselineSettings, SignalOverride
@@ -57,6 +57,8 @@ class SeasonalBaseline:
             last_seconds=np.nan,
         )
         self._shapes: dict[int, SeasonalShape] = {}
+        self._deviation: FloatArray = np.empty(0)
+        self._normal: NDArray[np.bool_] = np.empty(0, dtype=bool)
 
     @property
     def warmed_up(self) -> NDArray[np.bool_]:
@@ -69,6 +71,21 @@ class SeasonalBaseline:
     def tail(self) -> TailTracker:
         """The calibration, for its realised rate."""
         return self._tail
+
+    @property
+    def deviation(self) -> FloatArray:
+        """``[series]``: how far the newest value is to the bad side, before calibration; 0 on the
+        harmless side and NaN where there is none or no baseline."""
+        return self._deviation
+
+    @property
+    def normal(self) -> NDArray[np.bool_]:
+        """``[series]``: whether the newest deviation is taken for one of normal values."""
+        return self._normal
+
+    def realised(self) -> Realised:
+        """Return how often normal values scored above 1."""
+        return self._tail.realised.summary(self.name, self._profiles.keys)
 
     def grow(self, keys: Sequence[SeriesKey]) -> None:
         """Make room for new series."""
@@ -110,7 +127,9 @@ class SeasonalBaseline:
         )
         # A deviation to the harmless side says nothing of how heavy the tail is that alarms.
         harmful = np.where(error > 0, profiles["bad_up"], profiles["bad_down"]).astype(bool)
-        self._tail.update(np.where(harmful, raw, 0.0), learn & given & self.warmed_up)
+        self._deviation = np.where(given & known, np.where(harmful, raw, 0.0), np.nan)
+        self._normal = learn & given & self.warmed_up
+        self._tail.update(self._deviation, self._normal)
         self._columns.reset(started)
         self._begin(time_seconds, position, started)
         self._learn(time_seconds, position, given, learn, threshold)

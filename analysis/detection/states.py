@@ -39,6 +39,7 @@ class TickArrays:
     warmed_up: NDArray[np.bool_]
     detectors: NDArray[np.int64]
     """Bit ``i`` is set where detector ``i`` scores above 1."""
+    p_value: FloatArray
 
 
 class States(Mapping[SeriesKey, SignalState]):
@@ -71,6 +72,7 @@ class States(Mapping[SeriesKey, SignalState]):
             active=bool(arrays.active[column]),
             warmed_up=bool(arrays.warmed_up[column]),
             detectors=tuple(name for bit, name in enumerate(self._names) if bits >> bit & 1),
+            p_value=_number(arrays.p_value[column]),
         )
 
     def __iter__(self) -> Iterator[SeriesKey]:
