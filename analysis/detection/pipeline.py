@@ -7,12 +7,13 @@ multivariate detectors can lift but never replace. Each channel has its own aler
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 
 from analysis.detection.absence import Absence, DropToZero
@@ -35,7 +36,7 @@ from analysis.detection.rarity import Rarity
 from analysis.detection.seasonal import SeasonalBaseline
 from analysis.detection.seasonal_fit import SeasonalShape
 from analysis.detection.settings import DetectionSettings
-from analysis.detection.state_file import DetectionStateError, read_state, write_state
+from analysis.detection.state_file import Parts, read_state, write_state
 from analysis.detection.states import (
     ABSENT,
     DOWN,
@@ -50,6 +51,8 @@ from analysis.findings import Anomaly
 from analysis.history import History
 from collectors.contract import SeriesKey
 from collectors.signals import unit_of
+
+_log = structlog.get_logger(__name__)
 
 _LEADERS = ("baseline", "limit", "absence", "drop_to_zero", "trend")
 """Detectors whose score can be that of a series; the order breaks ties."""
@@ -180,27 +183,55 @@ class DetectionPipeline:
     def load(self, path: Path) -> bool:
         """Take up a saved state; return False where there is no file.
 
+        A part that does not fit, such as after a change of the settings, starts anew, which the log
+        says; the others go on.
+
         Raises:
-            DetectionStateError: when the file is damaged, of another version or does not fit the
-                settings; detection then starts without a baseline.
+            DetectionStateError: when the file is damaged or of a newer version. It is set aside then,
+                and detection starts without a baseline.
         """
         if not path.exists():
             return False
-        keys, parts = read_state(path)
+        self._take_up(*read_state(path))
+        return True
+
+    def continue_from(self, other: DetectionPipeline) -> None:
+        """Go on from where another pipeline is, which may have other settings and is left as it is.
+
+        A part whose arrays depend on settings that differ starts anew, which the log says.
+        """
+        parts = {name: dict(part.state()) for name, part in other._parts().items()}
+        self._take_up(list(other._keys), parts)
+
+    def _take_up(self, keys: Sequence[SeriesKey], parts: Parts) -> None:
+        """Begin with these series and the parts that fit."""
+        misfits: dict[str, str] = {}
+        while (found := self._restore_but(keys, parts, misfits)) is not None:
+            misfits.update([found])
+        for name, reason in misfits.items():
+            _log.warning("detection_part_starts_anew", part=name, reason=reason)
+        for name in sorted(set(parts) - set(self._parts())):
+            _log.warning("detection_part_dropped", part=name, reason="nothing here has that name")
+
+    def _restore_but(
+        self, keys: Sequence[SeriesKey], parts: Parts, misfits: Collection[str]
+    ) -> tuple[str, str] | None:
+        """Start over and restore all parts but the misfits; return the first that does not fit."""
         self._keys, self._index = [], {}
         self._place = np.empty(0, dtype=np.int64)
         self._build()
         self._grow(keys)
-        try:
-            for name, part in self._parts().items():
-                part.restore(parts.get(name, {}))
-        except ValueError as error:
-            self._keys, self._index = [], {}
-            self._build()
-            raise DetectionStateError(
-                f"{path}: part {name!r} does not fit: {error}; remove the file to start anew"
-            ) from error
-        return True
+        for name, part in self._parts().items():
+            if name in misfits:
+                continue
+            if name not in parts:
+                return name, "the state has none; it is new"
+            try:
+                part.restore(parts[name])
+            # Arrays of another version or of a damaged file can be wrong in any of these ways.
+            except (ValueError, KeyError, TypeError, IndexError) as error:
+                return name, str(error)
+        return None
 
     def close(self) -> None:
         """Stop the thread that fits forests."""

@@ -74,8 +74,10 @@ class SeasonalBaseline:
 
     @property
     def deviation(self) -> FloatArray:
-        """``[series]``: how far the newest value is to the bad side, before calibration; 0 on the
-        harmless side and NaN where there is none or no baseline."""
+        """``[series]``: how far the newest value is to the bad side, before calibration.
+
+        0 on the harmless side, NaN where there is no value or no baseline.
+        """
         return self._deviation
 
     @property

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from analysis.detection.calibration import TailTracker, conformal_threshold
+from analysis.detection.calibration import RealisedRate, TailTracker, conformal_threshold
 
 
 @pytest.mark.parametrize("rate", [0.01, 0.05])
@@ -44,6 +44,44 @@ def test_what_may_not_be_learned_is_not() -> None:
     tracker.update(np.array([5.0, np.nan]), np.array([False, True]))
     assert tracker.limit.tolist() == [1.0, 1.0]
     assert np.isnan(tracker.realised_rate()).all()
+
+
+def test_a_dismissed_deviation_is_counted_once_a_value() -> None:
+    """Its first value was counted when it came; only the others were not."""
+    tracker = TailTracker(0.01)
+    tracker.grow(1)
+    for _ in range(97):
+        tracker.update(np.array([0.3]), np.array([True]))
+    tracker.update(np.array([2.0]), np.array([True]))
+    tracker.update(np.array([2.0]), np.array([False]))
+    tracker.update(np.array([2.0]), np.array([False]))
+    tracker.add_dismissed(np.array([3.0]))
+    assert tracker.realised_rate()[0] == pytest.approx(3 / 100)
+
+
+def test_the_rate_of_late_finds_the_series_that_is_off_and_forgets_it() -> None:
+    names = [("service/a", "x"), ("service/b", "x"), ("service/new", "x")]
+    realised = RealisedRate(0.01)
+    realised.grow(3)
+    random = np.random.default_rng(2)
+    taken = np.array([True, True, False])
+
+    def note(ticks: int, rates: list[float]) -> None:
+        for _ in range(ticks):
+            realised.note(taken & (random.random(3) < rates), taken)
+
+    note(1000, [0.01, 0.1, 1.0])
+    assert realised.summary("baseline", names).worst is None  # nobody was seen for long enough
+    note(4000, [0.01, 0.1, 1.0])
+    found = realised.summary("baseline", names)
+    assert (found.detector, found.nominal_rate, found.worst) == ("baseline", 0.01, names[1])
+    assert 0.07 < found.worst_rate < 0.13
+    assert found.seen == 10_000
+    assert 0.04 < found.above / found.seen < 0.07
+    note(10_000, [0.01, 0.005, 1.0])
+    later = realised.summary("baseline", names)
+    assert later.worst_rate < 0.02
+    assert np.isnan(realised.rates()[2])
 
 
 @settings(deadline=None)

@@ -15,7 +15,6 @@ from analysis.detection.forest import SameThreadExecutor
 from analysis.detection.pipeline import DetectionPipeline
 from analysis.detection.seasonal_fit import SeasonalShape
 from analysis.detection.settings import DetectionSettings, MaintenanceWindow, SignalOverride
-from analysis.detection.state_file import DetectionStateError
 from analysis.findings import Direction
 from analysis.history import History
 from collectors.contract import Sample, SeriesKey
@@ -245,23 +244,6 @@ def test_without_a_file_detection_starts_anew(tmp_path: Path) -> None:
     assert Feed().pipeline.load(tmp_path / "none.npz") is False
 
 
-def test_a_damaged_or_foreign_state_is_refused_with_its_path(tmp_path: Path) -> None:
-    path = tmp_path / "detection.npz"
-    path.write_bytes(b"not a state")
-    feed = Feed()
-    with pytest.raises(DetectionStateError, match=r"detection\.npz"):
-        feed.pipeline.load(path)
-    np.savez(path, version=np.array([999]), keys=np.empty((0, 2), dtype=str))
-    with pytest.raises(DetectionStateError, match="version"):
-        feed.pipeline.load(path)
-    feed.many(20, steady)
-    feed.pipeline.save(path)
-    other = Feed(DetectionSettings.model_validate({"forest": {"trees": 11}}))
-    with pytest.raises(DetectionStateError, match="forest"):
-        other.pipeline.load(path)
-    assert not other.many(30, steady).anomalies
-
-
 def test_saving_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "detection.npz"
     feed = Feed()
@@ -362,6 +344,32 @@ def _quiet_from(feed: Feed, seconds: float, **fields: Any) -> DetectionSettings:
         name="w", start=start, end=start + timedelta(seconds=seconds), **fields
     )
     return DetectionSettings(maintenance=(window,))
+
+
+def test_a_state_and_an_anomaly_say_how_rare_the_value_is() -> None:
+    feed = Feed()
+    assert feed.many(70, steady).states[LATENCY].p_value is None
+    usual = [feed(steady(tick)).states[LATENCY].p_value for tick in range(70, 470)]
+    known = [p_value for p_value in usual if p_value is not None]
+    assert len(known) > 350
+    # About half of the values deviate to the harmless side, where every p-value is 1.
+    assert 0.3 < np.mean([p_value < 0.5 for p_value in known]) < 0.6
+    result = feed.many(4, lambda tick: {**steady(tick), LATENCY: 1.5})
+    (anomaly,) = result.anomalies
+    assert anomaly.p_value is not None
+    assert anomaly.p_value < 1e-4
+    event = feed.many(3, lambda tick: {**steady(tick), XID: 0.0}).states[XID]
+    assert event.p_value is None
+
+
+def test_a_tick_tells_how_often_each_detector_was_wrong() -> None:
+    feed = Feed()
+    result = feed.many(300, steady)
+    told = {each.detector: each for each in result.realised}
+    assert list(told) == ["baseline", "mahalanobis", "forest", "p_value"]
+    assert told["baseline"].nominal_rate == DetectionSettings().baseline.tail_rate
+    assert told["baseline"].seen > 400
+    assert told["baseline"].above / told["baseline"].seen < 0.02
 
 
 def test_maintenance_neither_alarms_nor_teaches():
