@@ -23,7 +23,7 @@ def main() -> None:
         f"<style>{resources.files('dashboard').joinpath('style.css').read_text('utf-8')}</style>"
     )
     page = st.navigation(site.pages(), position="top")
-    left, right = st.columns([1, 0.24], vertical_alignment="center")
+    left, right = st.columns([1, 0.32], vertical_alignment="center")
     with right, st.container(horizontal=True, horizontal_alignment="right"):
         # The key is the name of the query parameter, so that a link carries the range.
         st.segmented_control(

@@ -31,6 +31,8 @@ FROZEN = {
 }
 """For investigation: hover and zoom, until somebody asks for new data."""
 
+_DAY_MILLISECONDS = 86_400_000
+
 
 @dataclass(frozen=True, slots=True)
 class Trace:
@@ -244,7 +246,9 @@ def _layout(title: str, span: Span, height: int, *, legend: bool) -> dict[str, A
             "nticks": 6,
             "tickformatstops": [
                 {"dtickrange": [None, 60_000], "value": "%H:%M:%S"},
-                {"dtickrange": [60_000, None], "value": "%H:%M"},
+                {"dtickrange": [60_000, _DAY_MILLISECONDS - 1], "value": "%H:%M"},
+                # Ticks a day or more apart all stand at midnight, which says nothing.
+                {"dtickrange": [_DAY_MILLISECONDS, None], "value": "%d %b"},
             ],
         },
         "yaxis": {**axis, "fixedrange": True},
