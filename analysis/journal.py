@@ -79,6 +79,9 @@ class EventKind(StrEnum):
     REPORT_WRITTEN = "report_written"
     FEEDBACK_GIVEN = "feedback_given"
     PART_FAILED = "part_failed"
+    CONFIG_RELOADED = "config_reloaded"
+    CONFIG_REJECTED = "config_rejected"
+    CONFIG_ROLLED_BACK = "config_rolled_back"
 
 
 class Event(BaseModel):

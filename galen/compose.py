@@ -6,12 +6,14 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 
 import httpx
 import structlog
 
 from analysis.analyst import Analyst
 from analysis.detection.seasonal_history import fit_shapes
+from analysis.detection.trial import ReplaceablePipeline
 from analysis.history import History
 from analysis.journal import EventKind, Journal
 from collectors.cardinality import SeriesLimit
@@ -29,6 +31,7 @@ from collectors.store.sqlite import SqliteSeriesReader, SqliteSeriesStore
 from collectors.store.upkeep import Retention, StoreUpkeep
 from galen.config import Settings
 from galen.paths import StatePaths
+from galen.reload import ConfigSource, Reloader, ReloadParts
 from galen.seasons import SeasonFitter
 from galen.stack import service_url
 from galen.telemetry.metrics import GalenMetrics
@@ -47,6 +50,7 @@ from reporting.alerts.channels import notifiers
 from reporting.alerts.dispatcher import AlertDispatcher
 from reporting.reports.archive import ReportArchive
 from reporting.schedule import ReportSchedule
+from reporting.settings import ReportingSettings
 
 log = structlog.get_logger(__name__)
 
@@ -74,8 +78,19 @@ def service_settings(configured: InferenceSettings, paths: StatePaths) -> Infere
     return configured.model_copy(update={"state_dir": paths.service, "repository": repository})
 
 
-def run_watch(settings: Settings, paths: StatePaths, stop: threading.Event) -> None:
+def run_watch(
+    settings: Settings,
+    paths: StatePaths,
+    stop: threading.Event,
+    source: ConfigSource | None = None,
+) -> None:
     """Collect, analyse, heal and tell until told to stop.
+
+    Args:
+        settings: to start with.
+        paths: where the state lies.
+        stop: ends it.
+        source: where changed settings come from while it runs; without one they never change.
 
     Raises:
         GalenError: when another watch loop writes to the same state directory.
@@ -84,8 +99,13 @@ def run_watch(settings: Settings, paths: StatePaths, stop: threading.Event) -> N
         journal = Journal(paths.journal)
         stack.callback(journal.close)
         ledger = Ledger(journal)
-        stack.enter_context(_telling(settings, paths, journal, ledger))
-        parts = _watch_parts(settings, paths, journal, ledger, stack)
+        telling = _Telling(paths, journal, ledger, settings.reporting)
+        stack.callback(telling.close)
+        history = _history(settings)
+        detection = ReplaceablePipeline(settings.analysis.detection, history)
+        parts = _watch_parts(
+            settings, paths, journal, ledger, history=history, detection=detection, stack=stack
+        )
         mode = settings.healing.mode.value
         journal.append(
             EventKind.STARTED,
@@ -94,14 +114,17 @@ def run_watch(settings: Settings, paths: StatePaths, stop: threading.Event) -> N
             data={"healing_mode": mode},
         )
         stack.callback(_note_stop, journal)
+        board = StatusBoard(
+            paths.status,
+            started_seconds=time.time(),
+            interval_seconds=settings.watch.interval_seconds,
+        )
+        changed = ReloadParts(detection, telling.replace, journal, board.reloaded)
         loop = WatchLoop(
             parts,
             interval_seconds=settings.watch.interval_seconds,
-            board=StatusBoard(
-                paths.status,
-                started_seconds=time.time(),
-                interval_seconds=settings.watch.interval_seconds,
-            ),
+            board=board,
+            reloader=Reloader(settings, source, changed) if source is not None else None,
         )
         loop.run(stop)
 
@@ -133,12 +156,22 @@ def run_exporter(
         reader.close()
 
 
+def _history(settings: Settings) -> History:
+    watch = settings.watch
+    return History(capacity_ticks=max(2, int(watch.history_minutes * 60 / watch.interval_seconds)))
+
+
 def _watch_parts(
-    settings: Settings, paths: StatePaths, journal: Journal, ledger: Ledger, stack: ExitStack
+    settings: Settings,
+    paths: StatePaths,
+    journal: Journal,
+    ledger: Ledger,
+    *,
+    history: History,
+    detection: ReplaceablePipeline,
+    stack: ExitStack,
 ) -> WatchParts:
     watch = settings.watch
-    capacity = max(2, int(watch.history_minutes * 60 / watch.interval_seconds))
-    history = History(capacity_ticks=capacity)
     store = SqliteSeriesStore(paths.series)
     stack.callback(store.close)
     limit = SeriesLimit(
@@ -154,7 +187,9 @@ def _watch_parts(
     )
     poller = Poller(collectors, budget_seconds=0.8 * watch.interval_seconds, limit=limit)
     stack.callback(poller.close)
-    analyst = Analyst(settings.analysis, journal, history, state_path=paths.detection)
+    analyst = Analyst(
+        settings.analysis, journal, history, state_path=paths.detection, pipeline=detection
+    )
     stack.callback(analyst.close)
     healer = Healer(
         settings.healing,
@@ -226,11 +261,53 @@ def _gpu_controls(collectors: Sequence[Collector], paths: StatePaths) -> Mapping
     }
 
 
-def _telling(settings: Settings, paths: StatePaths, journal: Journal, ledger: Ledger) -> ExitStack:
+class _Telling:
+    """Alerts and scheduled reports, which can be put on other settings while the rest goes on."""
+
+    def __init__(
+        self, paths: StatePaths, journal: Journal, ledger: Ledger, settings: ReportingSettings
+    ) -> None:
+        self._start = partial(_telling, paths=paths, journal=journal, ledger=ledger)
+        self._settings = settings
+        self._running = self._start(settings)
+
+    def replace(self, settings: ReportingSettings) -> None:
+        """Go on with other settings; where that fails, with those of before.
+
+        What is queued stays queued: two dispatchers at once would send it twice, so the old one ends
+        first.
+        """
+        self._running.close()
+        try:
+            self._running = self._start(settings)
+        except BaseException:
+            self._running = self._start(self._settings)
+            raise
+        self._settings = settings
+
+    def close(self) -> None:
+        """End both."""
+        self._running.close()
+
+
+def _telling(
+    settings: ReportingSettings, *, paths: StatePaths, journal: Journal, ledger: Ledger
+) -> ExitStack:
     """Start alerts and scheduled reports; they end with the returned stack."""
-    stack = ExitStack()
-    client = stack.enter_context(httpx.Client(timeout=settings.reporting.send_deadline_seconds))
-    dispatcher = AlertDispatcher(settings.reporting, journal, notifiers(settings.reporting, client))
+    with ExitStack() as stack:
+        _start_telling(settings, paths, journal, ledger, stack)
+        return stack.pop_all()
+
+
+def _start_telling(
+    settings: ReportingSettings,
+    paths: StatePaths,
+    journal: Journal,
+    ledger: Ledger,
+    stack: ExitStack,
+) -> None:
+    client = stack.enter_context(httpx.Client(timeout=settings.send_deadline_seconds))
+    dispatcher = AlertDispatcher(settings, journal, notifiers(settings, client))
     stack.callback(dispatcher.close)
     stop = threading.Event()
     thread = threading.Thread(target=_dispatch, args=(dispatcher, stop), name="alerts", daemon=True)
@@ -239,19 +316,17 @@ def _telling(settings: Settings, paths: StatePaths, journal: Journal, ledger: Le
     # after the next start.
     stack.callback(thread.join, 5.0)
     stack.callback(stop.set)
-    if settings.reporting.report_schedule is not None:
+    if settings.report_schedule is not None:
         reader = SqliteSeriesReader(paths.series)
         stack.callback(reader.close)
-        reporting = settings.reporting
         archive = ReportArchive(
-            paths.state_dir / reporting.report_directory,
-            formats=reporting.report_formats,
-            keep_seconds=reporting.report_keep_days * 86_400.0,
+            paths.state_dir / settings.report_directory,
+            formats=settings.report_formats,
+            keep_seconds=settings.report_keep_days * 86_400.0,
         )
-        schedule = ReportSchedule(settings.reporting, journal, ledger, reader, archive)
+        schedule = ReportSchedule(settings, journal, ledger, reader, archive)
         schedule.start()
         stack.callback(schedule.stop)
-    return stack
 
 
 def _dispatch(dispatcher: AlertDispatcher, stop: threading.Event) -> None:

@@ -41,6 +41,33 @@ class WatchSettings(BaseModel):
     )
 
 
+class ReloadSettings(BaseModel):
+    """A changed configuration, taken up while the watch loop runs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    poll_seconds: float = Field(
+        5.0,
+        ge=0,
+        le=3600,
+        description="Seconds between two looks at the file; it is read once it rests that long. "
+        "0: only SIGHUP.",
+    )
+    trial_seconds: float = Field(
+        180.0,
+        ge=0,
+        le=86400,
+        description="How long new settings of detection can be taken back. 0: never.",
+    )
+    most_new_anomalies: int = Field(
+        5,
+        ge=0,
+        le=100000,
+        description="Series that new settings may raise in that time and those before do not; with "
+        "more they are rolled back.",
+    )
+
+
 class Settings(BaseSettings):
     """Everything that can be configured, a table a package."""
 
@@ -51,6 +78,7 @@ class Settings(BaseSettings):
     state_dir: Path = Field(Path("var"), description="Directory for everything that is kept.")
     log: LogSettings = LogSettings()
     watch: WatchSettings = WatchSettings()
+    reload: ReloadSettings = ReloadSettings()
     inference: InferenceSettings = InferenceSettings()
     collectors: CollectorsSettings = CollectorsSettings()
     analysis: AnalysisSettings = AnalysisSettings()

@@ -32,6 +32,9 @@ _LOOK: dict[EventKind, tuple[str, str]] = {
     EventKind.NOTIFICATION_FAILED: ("not told", "red"),
     EventKind.REPORT_WRITTEN: ("report", "blue"),
     EventKind.PART_FAILED: ("galen", "red"),
+    EventKind.CONFIG_RELOADED: ("settings", "green"),
+    EventKind.CONFIG_REJECTED: ("settings", "red"),
+    EventKind.CONFIG_ROLLED_BACK: ("settings", "red"),
 }
 
 

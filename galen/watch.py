@@ -24,6 +24,7 @@ from collectors.poller import Poller
 from collectors.store.contract import SeriesStore
 from collectors.store.upkeep import StoreUpkeep
 from galen.errors import GalenError
+from galen.reload import Reloader
 from galen.seasons import SeasonFitter
 from galen.telemetry.status import StatusBoard
 from healing.healer import Healer
@@ -63,9 +64,11 @@ class WatchLoop:
         interval_seconds: float,
         clock: Callable[[], float] | None = None,
         board: StatusBoard | None = None,
+        reloader: Reloader | None = None,
     ) -> None:
         self._parts = parts
         self._board = board
+        self._reloader = reloader
         self._interval_seconds = interval_seconds
         self._clock = clock or SteadyClock()
         self._last_tick_seconds = 0.0
@@ -88,6 +91,9 @@ class WatchLoop:
         """Do everything once."""
         parts = self._parts
         started = time.monotonic()
+        if self._reloader is not None:
+            reloader = self._reloader
+            self._guarded("reload", lambda: reloader.step(now))
         polled = self._guarded("poll", lambda: parts.poller.tick(now))
         if polled is None:
             self._show(now, started, (), None)

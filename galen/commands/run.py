@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import subprocess
 from pathlib import Path
 from typing import Annotated
@@ -97,10 +98,18 @@ def serve(
 def watch(config: ConfigOption = None, state_dir: StateDirOption = None) -> None:
     """Collect, analyse, heal and tell, until stopped."""
     from galen.compose import run_watch
+    from galen.config import DEFAULT_FILE, load_settings
+    from galen.reload import ConfigFile, ConfigSource, ReloadRequest
 
     stop = stop_on_signals()
+    request = ReloadRequest()
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, lambda _number, _frame: request.ask())
+    # The file is noted before it is read: what changes while the loop starts is taken up, too.
+    file = ConfigFile(config or DEFAULT_FILE)
     call = invocation(config, state_dir)
-    run_watch(call.settings, call.paths, stop)
+    source = ConfigSource(file, lambda: load_settings(config), request)
+    run_watch(call.settings, call.paths, stop, source)
 
 
 def dashboard(config: ConfigOption = None, state_dir: StateDirOption = None) -> None:

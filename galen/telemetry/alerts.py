@@ -152,6 +152,22 @@ def _own_alerts() -> Iterator[Alert]:
         "Watch fewer series, or raise watch.interval_seconds.", "10m",
     )  # fmt: skip
     yield Alert(
+        "GalenConfigReloadFailed", "galen_config_last_reload_successful == 0", _WARNING,
+        "The newest configuration of Galen at {{ $labels.instance }} does not hold",
+        "See config_rejected and config_rolled_back in the journal; what held before still does.",
+        "5m",
+    )  # fmt: skip
+    yield Alert(
+        "GalenDetectionMiscalibrated",
+        "increase(galen_detection_normal_values_unusual_total[6h])"
+        " / (increase(galen_detection_normal_values_total[6h]) > 10000)"
+        " > 3 * galen_detection_nominal_rate_ratio",
+        _WARNING,
+        "{{ $labels.detector }} at {{ $labels.instance }} calls {{ $value | humanizePercentage }}"
+        " of normal values unusual",
+        "galen_detection_worst_rate_ratio names the series: raise its `least` in an override.", "1h",
+    )  # fmt: skip
+    yield Alert(
         "GalenCollectorFailing", 'scrape_success{collector!=""} == 0', _WARNING,
         "The collector {{ $labels.collector }} fails", "See collector_failed in the log.", "5m",
     )  # fmt: skip

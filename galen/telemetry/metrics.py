@@ -115,6 +115,9 @@ class GalenMetrics(RegistryCollector):
         for part, count in sorted(status.part_failures.items()):
             failures.add_metric([part], count)
         yield failures
+        yield _single("galen_config_last_reload_successful", status.config_reload_successful)
+        if (since := status.config_reload_success_seconds) is not None:
+            yield _single("galen_config_last_reload_success_timestamp_seconds", since)
         # Once the loop has ended nobody knows how anything is: absent, not calm.
         if self._clock() - status.time_seconds <= self._max_age_seconds:
             yield from _scores(status)
@@ -179,6 +182,25 @@ def _scores(status: WatchStatus) -> Iterator[Family]:
         values = _entity_values(one.entity, simulated=one.simulated)
         worst.add_metric([*values, one.signal, one.direction], one.score)
     yield worst
+    yield from _calibration(status)
+
+
+def _calibration(status: WatchStatus) -> Iterator[Family]:
+    nominal = _family("galen_detection_nominal_rate_ratio")
+    seen = _family("galen_detection_normal_values_total")
+    above = _family("galen_detection_normal_values_unusual_total")
+    worst = _family("galen_detection_worst_rate_ratio")
+    for each in status.realised:
+        for family, value in (
+            (nominal, each.nominal_rate),
+            (seen, each.seen),
+            (above, each.above),
+        ):
+            family.add_metric([each.detector], value)
+        if each.worst_entity is not None:
+            entity = _entity_values(each.worst_entity, simulated=each.simulated)
+            worst.add_metric([each.detector, *entity, each.worst_signal], each.worst_rate)
+    yield from (nominal, seen, above, worst)
 
 
 def _incidents(found: list[Incident]) -> Iterator[Family]:

@@ -85,6 +85,38 @@ OWN_METRICS: Mapping[str, OwnMetric] = MappingProxyType(
                 "Failures of a part of the watch loop since it started",
                 "part",
             ),
+            OwnMetric(
+                "galen_config_last_reload_successful",
+                "Whether the newest attempt to read the configuration succeeded and was not rolled back",
+            ),
+            OwnMetric(
+                "galen_config_last_reload_success_timestamp_seconds",
+                "When the configuration was last read with success",
+                unit="seconds",
+            ),
+            OwnMetric(
+                "galen_detection_nominal_rate_ratio",
+                "Share of normal values that a detector should call unusual",
+                ("detector",),
+                unit="ratio",
+            ),
+            _counter(
+                "galen_detection_normal_values_total",
+                "Normal values that a detector has judged",
+                "detector",
+            ),
+            _counter(
+                "galen_detection_normal_values_unusual_total",
+                "Normal values that a detector has called unusual",
+                "detector",
+            ),
+            OwnMetric(
+                "galen_detection_worst_rate_ratio",
+                "Realised rate of late of the series, or entity, of which a detector calls most normal "
+                "values unusual",
+                ("detector", *ENTITY_LABELS, "signal"),
+                unit="ratio",
+            ),
             OwnMetric("galen_watch_series", "Series that detection watches"),
             OwnMetric("galen_anomalies", "Series that are anomalous now"),
             OwnMetric(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from analysis.detection.contract import Detections
+from analysis.detection.contract import Detections, Realised
 from collectors.contract import Sample
 
 _MOST_ANOMALIES = 200
@@ -42,6 +42,19 @@ class SignalScore(_Frozen):
     simulated: bool = False
 
 
+class RealisedScore(_Frozen):
+    """How often a detector called normal values unusual."""
+
+    detector: str
+    nominal_rate: float
+    above: float
+    seen: float
+    worst_entity: str | None = None
+    worst_signal: str = ""
+    worst_rate: float = 0.0
+    simulated: bool = False
+
+
 class WatchStatus(_Frozen):
     """The state of the watch loop after one tick."""
 
@@ -57,6 +70,9 @@ class WatchStatus(_Frozen):
     """All of them; ``worst`` holds those with the highest scores."""
     entities: Sequence[EntityScore]
     worst: Sequence[SignalScore]
+    realised: Sequence[RealisedScore] = ()
+    config_reload_successful: bool = True
+    config_reload_success_seconds: float | None = None
 
 
 class StatusError(Exception):
@@ -79,10 +95,19 @@ class StatusBoard:
         self._failures: Counter[str] = Counter()
         self._ticks = 0
         self._samples = 0
+        # What the loop started with was read successfully, or it would not run.
+        self._reload_successful = True
+        self._reload_success_seconds = started_seconds
 
     def failed(self, part: str) -> None:
         """Count a failure of a part of the loop."""
         self._failures[part] += 1
+
+    def reloaded(self, successful: bool, now_seconds: float) -> None:
+        """Note whether the newest attempt to read the configuration again succeeded."""
+        self._reload_successful = successful
+        if successful:
+            self._reload_success_seconds = now_seconds
 
     def write(
         self,
@@ -120,6 +145,9 @@ class StatusBoard:
                 )
                 for one in heapq.nlargest(_MOST_ANOMALIES, anomalies, key=lambda one: one.score)
             ],
+            realised=[] if found is None else [_realised(one, simulated) for one in found.realised],
+            config_reload_successful=self._reload_successful,
+            config_reload_success_seconds=self._reload_success_seconds,
         )  # fmt: skip
         # A reader must never see half of a file; that it survives a power failure does not matter.
         draft = self._path.with_name(f"{self._path.name}.new")
@@ -139,6 +167,20 @@ def read_status(path: Path) -> WatchStatus:
         raise StatusError(f"{path}: {error.strerror}; does `galen watch` run?") from error
     except ValidationError as error:
         raise StatusError(f"{path}: not a status of this version of Galen") from error
+
+
+def _realised(one: Realised, simulated: set[str]) -> RealisedScore:
+    entity, signal = one.worst or (None, "")
+    return RealisedScore(
+        detector=one.detector,
+        nominal_rate=one.nominal_rate,
+        above=one.above,
+        seen=one.seen,
+        worst_entity=entity,
+        worst_signal=signal,
+        worst_rate=one.worst_rate,
+        simulated=entity in simulated,
+    )
 
 
 def _by_entity(found: Detections, simulated: set[str]) -> Iterable[EntityScore]:

@@ -12,7 +12,7 @@ from wsgiref.util import setup_testing_defaults
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from analysis.detection.contract import Detections, SignalState
+from analysis.detection.contract import Detections, Realised, SignalState
 from analysis.findings import (
     Anomaly,
     Direction,
@@ -56,7 +56,11 @@ def _detections() -> Detections:
         entity=GPU, signal="gpu_temperature_celsius", time_seconds=NOW, onset_seconds=NOW - 5,
         score=3.5, direction=Direction.UP, observed=91.0, simulated=True,
     )  # fmt: skip
-    return Detections(NOW, (hot,), {state.key: state for state in states})
+    realised = (
+        Realised("baseline", 0.005, 60.0, 10_000.0, (GPU, "gpu_temperature_celsius"), 0.02),
+        Realised("forest", 0.01, 0.0, 0.0, None, 0.0),
+    )
+    return Detections(NOW, (hot,), {state.key: state for state in states}, realised)
 
 
 def _incident(number: int, cause: str | None, severity: Severity, opened: float) -> Incident:
@@ -124,6 +128,42 @@ def test_the_watch_loop_and_its_scores(paths: StatePaths, own: GalenMetrics) -> 
     assert _values(found, "galen_anomaly_score", "signal", "direction") == {
         ("gpu_temperature_celsius", "up"): 3.5
     }
+
+
+def test_calibration_of_each_detector_and_its_worst_series(
+    paths: StatePaths, own: GalenMetrics
+) -> None:
+    _watched(paths)
+    found = _families(own)
+    by = {
+        name: _values(found, f"galen_detection_{name}", "detector")
+        for name in ("nominal_rate_ratio", "normal_values_total", "normal_values_unusual_total")
+    }
+    assert by == {
+        "nominal_rate_ratio": {("baseline",): 0.005, ("forest",): 0.01},
+        "normal_values_total": {("baseline",): 10_000, ("forest",): 0},
+        "normal_values_unusual_total": {("baseline",): 60, ("forest",): 0},
+    }
+    labels = ("detector", "gpu_id", "signal", "simulated")
+    assert _values(found, "galen_detection_worst_rate_ratio", *labels) == {
+        ("baseline", "0", "gpu_temperature_celsius", "true"): 0.02
+    }
+
+
+def test_the_last_reload_of_the_configuration(paths: StatePaths, own: GalenMetrics) -> None:
+    def told() -> tuple[float, float]:
+        board.write(NOW, 0.01, (), None)
+        found = _families(own)
+        successful = _values(found, "galen_config_last_reload_successful")
+        since = _values(found, "galen_config_last_reload_success_timestamp_seconds")
+        return successful[()], since[()]
+
+    board = StatusBoard(paths.status, started_seconds=NOW - 60, interval_seconds=1.0)
+    assert told() == (1, NOW - 60)
+    board.reloaded(True, NOW - 30)
+    assert told() == (1, NOW - 30)
+    board.reloaded(False, NOW - 10)
+    assert told() == (0, NOW - 30)
 
 
 def test_a_real_host_with_a_simulated_gpu_is_real(paths: StatePaths, own: GalenMetrics) -> None:
