@@ -14,6 +14,8 @@ class Direction(StrEnum):
     DOWN = "down"
     ABSENT = "absent"
     EVENT = "event"
+    FLAT = "flat"
+    """It stands still, and never did before."""
     NORMAL = "normal"
 
 
@@ -46,6 +48,45 @@ class Finding(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class SignalShare(Finding):
+    """One of the signals that make up what is unusual of an entity."""
+
+    signal: str
+    share: float = Field(ge=0, le=1)
+    """Its part of all that is unusual of the entity at this time."""
+    direction: Direction
+    expected: float | None = None
+    low: float | None = None
+    high: float | None = None
+    onset_seconds: float | None = None
+
+
+class Exhaustion(Finding):
+    """When a series that grows steadily meets its physical limit, if it goes on like this."""
+
+    limit: float
+    """In the unit of the signal."""
+    per_second: float
+    """The robust slope: the median of all pairs' slopes."""
+    seconds: float = Field(ge=0)
+    """Time to the limit at that slope."""
+    soonest_seconds: float = Field(ge=0)
+    latest_seconds: float | None = None
+    """Ends of the time's 95% interval, from that of the slope; None where it may never come."""
+
+
+class LevelShift(Finding):
+    """A series that moved to another level and stays there."""
+
+    entity: str
+    signal: str
+    unit: str = ""
+    at_seconds: float
+    """When it moved."""
+    before: float
+    after: float
+
+
 class Anomaly(Finding):
     """One series that is not normal at one time, after the alert policy has spoken."""
 
@@ -67,6 +108,12 @@ class Anomaly(Finding):
     p_value: float | None = None
     """How likely a normal value of this series deviates as far towards the bad side; None where that
     is not known, or where values are no measure, such as of events and absence."""
+    top_signals: tuple[SignalShare, ...] = ()
+    """What is most unusual of its entity, the largest share first; five at most."""
+    exhaustion: Exhaustion | None = None
+    """For what grows or shrinks steadily towards a limit that is known."""
+    shift: LevelShift | None = None
+    """Set once it is clear that the series stays where it is: a new level, and no passing event."""
 
 
 class Evidence(Finding):

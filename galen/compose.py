@@ -224,7 +224,8 @@ def _seasons(settings: Settings, paths: StatePaths, stack: ExitStack) -> SeasonF
     reader = SqliteSeriesReader(paths.series)
     stack.callback(reader.close)
     span_seconds = settings.collectors.retention_hours * 3600.0
-    return SeasonFitter(lambda now: fit_shapes(reader, now - span_seconds, now))
+    zone = settings.analysis.detection.baseline.timezone
+    return SeasonFitter(lambda now: fit_shapes(reader, now - span_seconds, now, zone=zone))
 
 
 def _service_load(settings: Settings, history: History) -> Callable[[], float | None]:

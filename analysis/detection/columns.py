@@ -15,7 +15,7 @@ class Columns:
     """Named arrays ``[series]``; the type of a fill value is the type of its array.
 
     Views are handed out, so that detectors update them in place; a view is valid until the next
-    :meth:`grow`.
+    :meth:`grow`, :meth:`keep` or :meth:`move`.
     """
 
     def __init__(self, **fills: float | bool | int) -> None:
@@ -37,7 +37,8 @@ class Columns:
         for name, fill in self._fills.items():
             array = self._arrays[name]
             if self._count > len(array):
-                grown = np.full(max(self._count, 2 * len(array)), fill)
+                # Room for a quarter more: a fleet grows by a host at a time, not by itself again.
+                grown = np.full(max(self._count, len(array) + len(array) // 4), fill)
                 grown[: len(array)] = array
                 self._arrays[name] = grown
 
@@ -45,6 +46,19 @@ class Columns:
         """Give the columns where ``columns`` is true their fill values again."""
         for name, fill in self._fills.items():
             self[name][columns] = fill
+
+    def keep(self, kept: NDArray[np.bool_]) -> None:
+        """Drop the columns where ``kept`` is false; the others move together and give back memory."""
+        self.move(np.flatnonzero(kept))
+
+    def move(self, came_from: NDArray[np.int64]) -> None:
+        """Let column ``i`` be the one that was ``came_from[i]``; a new one, where that is -1."""
+        known = came_from >= 0
+        for name, fill in self._fills.items():
+            moved = np.full(max(len(came_from), _SPARE), fill)
+            moved[: len(came_from)][known] = self[name][came_from[known]]
+            self._arrays[name] = moved
+        self._count = len(came_from)
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Return copies of all arrays."""

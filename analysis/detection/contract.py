@@ -14,7 +14,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.findings import Anomaly, Direction
+from analysis.findings import Anomaly, Direction, Exhaustion, LevelShift
 from collectors.contract import SeriesKey
 
 FloatArray = NDArray[np.float64]
@@ -87,6 +87,10 @@ class SignalState:
     p_value: float | None = None
     """How likely a normal value of this series deviates from the baseline at least as far towards the
     bad side; None until enough values are known (see :mod:`analysis.detection.streaming_tail`)."""
+    share: float = 0.0
+    """Its part of all that is unusual of its entity, 0 to 1; 0 while the entity has no anomaly."""
+    exhaustion: Exhaustion | None = None
+    shift: LevelShift | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,3 +120,5 @@ class Detections:
     """Every series that has been seen."""
     realised: Sequence[Realised] = ()
     """Calibration of each detector that has a nominal rate."""
+    shifts: Sequence[LevelShift] = ()
+    """New levels that are taken for normal from this tick on. Each shift is told once."""

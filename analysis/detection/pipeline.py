@@ -1,15 +1,14 @@
 """The detection pipeline: one tick of values in, the state of every series and the anomalies out.
 
-Two channels lead to an anomaly. The hard channel holds what needs no statistics of the value: limits,
-absence, drops to zero and leaks. The statistical channel holds the baseline, which votes of the
-multivariate detectors can lift but never replace. Each channel has its own alert policy.
+Every detector scores every series; votes of the multivariate ones lift the baseline but never replace
+it. :mod:`analysis.detection.channels` says what is raised, :mod:`analysis.detection.level_shift` what
+has become the new normal, and :mod:`analysis.detection.fusion` what is shown.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,63 +17,35 @@ from numpy.typing import NDArray
 
 from analysis.detection.absence import Absence, DropToZero
 from analysis.detection.alert_policy import AlertPolicy
+from analysis.detection.channels import Channels, Moment
 from analysis.detection.columns import Columns
-from analysis.detection.contract import (
-    Detections,
-    Detector,
-    FloatArray,
-    Realised,
-    Scores,
-    SignalState,
-)
+from analysis.detection.contract import Detections, Detector, FloatArray, Realised, Scores
+from analysis.detection.exhaustion import Exhaustion
+from analysis.detection.flat_line import FlatLine
 from analysis.detection.forest import ForestVote
+from analysis.detection.fusion import BITS, Fusion, lifted, tick_arrays
+from analysis.detection.level_shift import LevelShifts
 from analysis.detection.limits import LimitRule, Limits
 from analysis.detection.mahalanobis import MahalanobisVote
 from analysis.detection.maintenance import Maintenance
+from analysis.detection.naming import SignalNaming, anomalies_of
+from analysis.detection.peers import Peers
 from analysis.detection.profiles import SeriesProfiles
 from analysis.detection.rarity import Rarity
 from analysis.detection.seasonal import SeasonalBaseline
 from analysis.detection.seasonal_fit import SeasonalShape
 from analysis.detection.settings import DetectionSettings
 from analysis.detection.state_file import Parts, read_state, write_state
-from analysis.detection.states import (
-    ABSENT,
-    DOWN,
-    EVENT,
-    NORMAL,
-    UP,
-    States,
-    TickArrays,
-)
+from analysis.detection.states import DOWN, NORMAL, UP, States, TickArrays
 from analysis.detection.trend import Trend
 from analysis.findings import Anomaly
 from analysis.history import History
 from collectors.contract import SeriesKey
-from collectors.signals import unit_of
 
 _log = structlog.get_logger(__name__)
 
-_LEADERS = ("baseline", "limit", "absence", "drop_to_zero", "trend")
-"""Detectors whose score can be that of a series; the order breaks ties."""
-_NAMES = (*_LEADERS, "mahalanobis", "forest")
-_BOUNDS = ("expected", "low", "high")
-_SHOWN = (*_BOUNDS, "observed", "score", "direction", "detectors", "p_value")
-
-
-@dataclass(frozen=True, slots=True)
-class _Moment:
-    """What one tick's values look like, each array ``[series]``."""
-
-    seconds: float
-    given: NDArray[np.bool_]
-    stale: NDArray[np.bool_]
-    """The newest value is older than the series' own cadence explains."""
-    age: FloatArray
-    direction: NDArray[np.int8]
-    """On which side of the baseline the value is."""
-    mute: NDArray[np.bool_]
-    """Nothing is raised: the series is under maintenance, or switched off."""
-    p_value: FloatArray
+_COUNTING = ("baseline", "peers")
+"""Detectors that judge a counter by its increase."""
 
 
 class DetectionPipeline:
@@ -113,12 +84,16 @@ class DetectionPipeline:
         self._baseline = SeasonalBaseline(own.baseline, own.overrides)
         self._limits = Limits(self._limit_rules)
         self._absence = Absence(own.absence)
+        self._exhaustion = Exhaustion(own.exhaustion)
         self._leaders: tuple[Detector, ...] = (
             self._baseline,
             self._limits,
             self._absence,
             DropToZero(own.drop),
             Trend(own.trend),
+            self._exhaustion,
+            Peers(own.peers, self._history.labels),
+            FlatLine(own.flat_line),
         )
         self._rarity = Rarity()
         self._votes: list[MahalanobisVote | ForestVote] = []
@@ -127,11 +102,11 @@ class DetectionPipeline:
         if own.forest.enabled and self._executor is not None:
             largest = own.covariance.largest_entity
             self._votes.append(ForestVote(own.forest, self._executor, largest=largest))
-        self._statistical = AlertPolicy(own.alerts)
-        self._hard = AlertPolicy(own.alerts)
+        self._channels = Channels(own.alerts, self._profiles)
+        self._shifts = LevelShifts(own, self._profiles)
         self._seen = Columns(value=np.nan, seconds=np.nan, onset=np.nan)
-        self._last = _shown_columns()
-        self._held = _shown_columns()
+        self._fusion = Fusion(self._profiles, self._limits, self._seen)
+        self._naming = SignalNaming()
 
     @property
     def realised_tail_rate(self) -> Mapping[SeriesKey, float]:
@@ -150,31 +125,43 @@ class DetectionPipeline:
         given = np.isfinite(values)
         increments = self._note(now_seconds, values, given)
         excused = self._maintenance.covered(now_seconds, len(values))
-        learn = ~(self._statistical.deviating | self._hard.active | excused)
-        leaders = [
-            detector.score(now_seconds, self._input_of(detector, values, increments), learn)
+        learn = ~(self._channels.busy | excused)
+        scores = {
+            detector.name: detector.score(
+                now_seconds, increments if detector.name in _COUNTING else values, learn
+            )
             for detector in self._leaders
-        ]
-        votes = [detector.score(now_seconds, increments, learn) for detector in self._votes]
-        age = now_seconds - self._seen["seconds"]
-        stale = age > self._absence.age_of_observation
-        self._lift(leaders, votes)
-        direction = self._direction_of_baseline(leaders[0], increments)
-        mute = excused | ~self._profiles["raised"]
-        p_value = self._rarity.judge(self._baseline.deviation, self._baseline.normal)
-        moment = _Moment(now_seconds, given, stale, age, direction, mute, p_value)
-        counted = self._update_policies(moment, leaders)
-        arrays = self._fuse(moment, leaders, votes, counted)
+        }
+        votes = {
+            detector.name: detector.score(now_seconds, increments, learn)
+            for detector in self._votes
+        }
+        baseline = lifted(scores["baseline"], list(votes.values()), self._settings.vote_lift)
+        scores |= {"baseline": baseline, **votes}
+        moment = self._moment(now_seconds, increments, given, excused, baseline)
+        counted = self._channels.update(moment, scores, self._limits)
+        self._baseline.dismiss(self._channels.statistical.dismissed)
+        shown = self._fusion.fuse(moment, scores, counted, self._channels)
+        share = self._naming.shares(
+            np.asarray(shown["score"]), self._channels.active, votes.get("mahalanobis")
+        )
+        warm, forecast = self._baseline.warmed_up, self._exhaustion.forecast
+        arrays = tick_arrays(shown, warm, share, forecast, self._shifts)
         anomalies = self._anomalies(now_seconds, arrays)
-        self._absorb(now_seconds)
-        states = States(self._index, arrays, _NAMES)
-        return Detections(now_seconds, anomalies, states, self._realised())
+        shifts = self._shifts.update(
+            now_seconds,
+            np.where(moment.direction == DOWN, -baseline.score, baseline.score),
+            self._baseline,
+            self._channels.statistical,
+            self._channels.hard.active,
+        )
+        states = States(self._index, arrays, BITS)
+        return Detections(now_seconds, anomalies, states, self._realised(), tuple(shifts))
 
     def adopt_shapes(self, shapes: Mapping[SeriesKey, SeasonalShape]) -> None:
         """Use seasonal shapes that were fitted on stored history."""
         self._grow([key for key in shapes if key not in self._index])
-        for key, shape in shapes.items():
-            self._baseline.adopt(self._index[key], shape)
+        self._baseline.adopt({self._index[key]: shape for key, shape in shapes.items()})
 
     def save(self, path: Path) -> None:
         """Write everything that has to be kept over a restart, atomically."""
@@ -242,16 +229,17 @@ class DetectionPipeline:
         votes = (vote.realised() for vote in self._votes)
         return (self._baseline.realised(), *votes, self._rarity.realised(self._keys))
 
-    def _parts(self) -> dict[str, Detector | AlertPolicy | Columns | Rarity]:
+    def _parts(self) -> dict[str, Detector | AlertPolicy | LevelShifts | Rarity | Columns]:
         detectors = {detector.name: detector for detector in (*self._leaders, *self._votes)}
         return {
             **detectors,
             self._rarity.name: self._rarity,
-            "statistical_policy": self._statistical,
-            "hard_policy": self._hard,
+            "statistical_policy": self._channels.statistical,
+            "hard_policy": self._channels.hard,
+            "shifts": self._shifts,
             "seen": self._seen,
-            "last": self._last,
-            "held": self._held,
+            "last": self._fusion.last,
+            "held": self._fusion.held,
         }
 
     def _align(self, row: FloatArray) -> FloatArray:
@@ -275,9 +263,9 @@ class DetectionPipeline:
         self._maintenance.grow(keys)
         for detector in (*self._leaders, *self._votes):
             detector.grow(keys)
-        sized = (self._statistical, self._hard, self._rarity, self._seen, self._last, self._held)
-        for each in sized:
-            each.grow(len(keys))
+        self._naming.grow(keys)
+        for sized in (self._channels, self._shifts, self._rarity, self._seen, self._fusion):
+            sized.grow(len(keys))
 
     def _note(self, now_seconds: float, values: FloatArray, given: NDArray[np.bool_]) -> FloatArray:
         """Remember the newest values; return them with counters as increases since the last."""
@@ -290,220 +278,35 @@ class DetectionPipeline:
         seen["seconds"][given] = now_seconds
         return np.asarray(result)
 
-    def _input_of(
-        self, detector: Detector, values: FloatArray, increments: FloatArray
-    ) -> FloatArray:
-        return increments if detector is self._baseline else values
-
-    def _lift(self, leaders: list[Scores], votes: Sequence[Scores]) -> None:
-        """Raise the baseline score of series that lead a vote above 1."""
-        if not votes:
-            return
-        lead = np.zeros(len(self._keys), dtype=bool)
-        for vote in votes:
-            lead |= np.nan_to_num(vote.score) > 1.0
-        baseline = leaders[0]
-        lifted = np.where(lead, self._settings.vote_lift * baseline.score, baseline.score)
-        leaders[0] = Scores(lifted, baseline.expected, baseline.low, baseline.high)
-
-    def _direction_of_baseline(self, baseline: Scores, values: FloatArray) -> NDArray[np.int8]:
-        direction = np.where(values > baseline.expected, UP, DOWN).astype(np.int8)
-        return np.where(np.isfinite(values - baseline.expected), direction, NORMAL).astype(np.int8)
-
-    def _update_policies(self, moment: _Moment, leaders: Sequence[Scores]) -> NDArray[np.bool_]:
-        """Give both channels their scores; return which series deviate in a way that counts."""
-        profiles = self._profiles
-        direction, given, stale = moment.direction, moment.given, moment.stale
-        bad = (profiles["bad_up"] & (direction == UP)) | (
-            profiles["bad_down"] & (direction == DOWN)
-        )
-        statistical = np.where(bad, leaders[0].score, np.where(given, 0.0, np.nan))
-        # What a series no longer says neither raises nor holds an anomaly of its value.
-        statistical = np.where((stale & ~given) | moment.mute, 0.0, statistical)
-        self._statistical.update(
-            moment.seconds,
-            statistical,
-            minimum_values=profiles["minimum_values"],
-            minimum_seconds=profiles["minimum_seconds"],
-            hold_seconds=0.0,
-        )
-        self._baseline.dismiss(self._statistical.dismissed)
-        _, limit, absence, drop, trend = (scores.score for scores in leaders)
-        # An old absence is a series that is gone, not news.
-        silent = ~profiles["conditional"] & (moment.age <= self._settings.alerts.absorb_seconds)
-        over = np.where(stale, 0.0, np.nan)
-        absence = np.where(silent, absence, over)
-        harmless = ~(profiles["bad_up"] | profiles["bad_down"])
-        values, seconds, hold = self._limits.durations
-        # Without a bad direction only a rule of its own raises a signal, such as a state.
-        others = np.where(harmless, over, np.fmax(absence, np.fmax(drop, trend)))
-        hard = np.where(moment.mute, 0.0, np.fmax(limit, others))
-        self._hard.update(
-            moment.seconds,
-            hard,
-            minimum_values=values,
-            minimum_seconds=seconds,
-            hold_seconds=hold,
-        )
-        return np.asarray((np.nan_to_num(statistical) > 1.0) | (np.nan_to_num(hard) > 1.0))
-
-    def _fuse(
+    def _moment(
         self,
-        moment: _Moment,
-        leaders: Sequence[Scores],
-        votes: Sequence[Scores],
-        counted: NDArray[np.bool_],
-    ) -> TickArrays:
-        stacked = np.nan_to_num(np.vstack([scores.score for scores in leaders]), nan=-1.0)
-        leader = np.argmax(stacked, axis=0)
-        score = np.maximum(stacked[leader, np.arange(len(leader))], 0.0)
-        deviating = score > 1.0
-        now = {
-            "observed": self._seen["value"],
-            "score": score,
-            "direction": self._directions(leader, moment.direction, deviating),
-            "detectors": _bits((*leaders, *votes)),
-            "p_value": moment.p_value,
-            **{name: _led(leaders, leader, name, deviating) for name in _BOUNDS},
-        }
-        # Between the values of a slow series what was said of its last value stands.
-        fresh = moment.given | moment.stale | (stacked[2] > 1.0)
-        for name in _SHOWN:
-            self._last[name][fresh] = now[name][fresh]
-        last = {name: self._last[name].copy() for name in _SHOWN}
-        active = self._statistical.active | self._hard.active
-        self._hold(last, counted & (last["score"] > 1.0), active)
-        event = self._profiles["event"]
-        held = active & ((last["score"] <= 1.0) | event)
-        shown = {name: np.where(held, self._held[name], last[name]) for name in _SHOWN}
-        gone = moment.stale & ~moment.given & ~(held & event)
-        observed = np.where(held & event, self._held["observed"], last["observed"])
-        return TickArrays(
-            observed=np.where(gone, np.nan, observed),
-            age_seconds=moment.age,
-            expected=shown["expected"],
-            low=shown["low"],
-            high=shown["high"],
-            score=shown["score"],
-            direction=shown["direction"].astype(np.int8),
-            onset_seconds=self._note_onset(),
-            active=active,
-            warmed_up=self._baseline.warmed_up,
-            detectors=shown["detectors"],
-            p_value=shown["p_value"],
+        now_seconds: float,
+        values: FloatArray,
+        given: NDArray[np.bool_],
+        excused: NDArray[np.bool_],
+        baseline: Scores,
+    ) -> Moment:
+        age = now_seconds - self._seen["seconds"]
+        above = np.where(values > baseline.expected, UP, DOWN)
+        told = np.isfinite(values - baseline.expected)
+        return Moment(
+            seconds=now_seconds,
+            given=given,
+            stale=age > self._absence.age_of_observation,
+            age=age,
+            direction=np.where(told, above, NORMAL).astype(np.int8),
+            mute=excused | ~self._profiles["raised"],
+            at_home=self._shifts.at_home(now_seconds, self._baseline.reading),
+            p_value=self._rarity.judge(self._baseline.deviation, self._baseline.normal),
         )
-
-    def _note_onset(self) -> FloatArray:
-        """Return the onset of each deviation: the first of both channels while either lasts."""
-        onset = self._seen["onset"]
-        first = np.fmin(self._statistical.onset_seconds, self._hard.onset_seconds)
-        onset[:] = np.where(np.isnan(first), np.nan, np.fmin(onset, first))
-        return np.array(onset)
-
-    def _directions(
-        self,
-        leader: NDArray[np.int64],
-        of_baseline: NDArray[np.int8],
-        deviating: NDArray[np.bool_],
-    ) -> NDArray[np.int64]:
-        below = self._seen["value"] < self._limits.below
-        by_leader = np.choose(
-            leader,
-            [of_baseline, np.where(below, DOWN, UP), np.full_like(leader, ABSENT), DOWN, UP],
-        )
-        by_leader = np.where(self._profiles["event"] & (leader == 1), EVENT, by_leader)
-        return np.where(deviating, by_leader, NORMAL)
-
-    def _hold(
-        self,
-        now: Mapping[str, NDArray[np.generic]],
-        deviating: NDArray[np.bool_],
-        active: NDArray[np.bool_],
-    ) -> None:
-        """Keep what the newest deviating value looked like, for as long as its anomaly is held."""
-        held = self._held
-        for name in _SHOWN:
-            if name == "detectors":
-                before = np.where(active, held[name], 0)
-                held[name][deviating] = (before | now[name].astype(np.int64))[deviating]
-            else:
-                held[name][deviating] = now[name][deviating]
 
     def _anomalies(self, now_seconds: float, arrays: TickArrays) -> tuple[Anomaly, ...]:
         """Return what is active, as its newest deviating value showed it."""
-        held = self._held
-        shown = TickArrays(
-            observed=np.where(self._profiles["event"], held["observed"], arrays.observed),
-            age_seconds=arrays.age_seconds,
-            expected=held["expected"],
-            low=held["low"],
-            high=held["high"],
-            score=held["score"],
-            direction=held["direction"].astype(np.int8),
-            onset_seconds=arrays.onset_seconds,
-            active=arrays.active,
-            warmed_up=arrays.warmed_up,
-            detectors=held["detectors"],
-            p_value=held["p_value"],
-        )
-        states = States(self._index, shown, _NAMES)
-        columns = np.flatnonzero(arrays.active)
-        return tuple(self._anomaly(now_seconds, states[self._keys[column]]) for column in columns)
-
-    def _anomaly(self, now_seconds: float, state: SignalState) -> Anomaly:
-        onset = now_seconds if state.onset_seconds is None else state.onset_seconds
-        return Anomaly(
-            entity=state.key.entity,
-            signal=state.key.signal,
-            unit=unit_of(state.key.signal),
-            time_seconds=now_seconds,
-            onset_seconds=onset,
-            score=state.score,
-            direction=state.direction,
-            observed=state.observed,
-            expected=state.expected,
-            low=state.low,
-            high=state.high,
-            detectors=state.detectors,
-            simulated=self._history.labels(state.key).get("simulated") == "true",
-            p_value=state.p_value,
-        )
-
-    def _absorb(self, now_seconds: float) -> None:
-        """Take a level that has lasted for the new normal: it has been told of once."""
-        raised = self._statistical.raised_seconds
-        old = now_seconds - raised >= self._settings.alerts.absorb_seconds
-        if old.any():
-            self._baseline.rebase(old)
-            self._statistical.drop(old)
-
-
-def _shown_columns() -> Columns:
-    """Return columns for what is shown of a series; direction and detectors are small numbers."""
-    return Columns(
-        observed=np.nan,
-        expected=np.nan,
-        low=np.nan,
-        high=np.nan,
-        score=0.0,
-        direction=NORMAL,
-        detectors=0,
-        p_value=np.nan,
-    )
-
-
-def _led(
-    leaders: Sequence[Scores], leader: NDArray[np.int64], name: str, deviating: NDArray[np.bool_]
-) -> FloatArray:
-    """Return a bound of the leading detector where it deviates and has one, else the baseline's."""
-    stacked = np.vstack([getattr(scores, name) for scores in leaders])
-    chosen = stacked[leader, np.arange(stacked.shape[1])]
-    return np.asarray(np.where(deviating & np.isfinite(chosen), chosen, stacked[0]))
-
-
-def _bits(all_scores: Sequence[Scores]) -> NDArray[np.int64]:
-    """Return, for each series, a bit for every detector that scores above 1."""
-    bits = np.zeros(len(all_scores[0].score), dtype=np.int64)
-    for bit, scores in enumerate(all_scores):
-        bits |= (np.nan_to_num(scores.score) > 1.0).astype(np.int64) << bit
-    return bits
+        active = [self._keys[column] for column in np.flatnonzero(arrays.active)]
+        if not active:
+            return ()
+        states = States(self._index, self._fusion.of_anomalies(arrays), BITS)
+        labels = self._history.labels
+        simulated = {key: labels(key).get("simulated") == "true" for key in active}
+        top = self._naming.top(arrays, states, self._keys)
+        return tuple(anomalies_of(now_seconds, states, top, simulated))

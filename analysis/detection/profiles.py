@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ from analysis.detection.columns import Columns
 from analysis.detection.contract import FloatArray
 from analysis.detection.settings import SignalOverride
 from collectors.contract import SeriesKey
-from collectors.signals import Bad, Kind, Signal, catalogue
+from collectors.signals import Bad, Kind, Layer, Signal, catalogue
 
 _MULTIPLICATIVE_UNITS = frozenset(
     {
@@ -36,6 +36,9 @@ _MULTIPLICATIVE_UNITS = frozenset(
     }
 )
 _UNKNOWN_DEADBAND = 1e-9
+PEERS: Mapping[str, int] = MappingProxyType({"never": 0, "always": 1, "equal_load": 2})
+"""How ``peers`` is told in the column of that name."""
+_COUNTING_SUFFIXES = ("_total", "_count", "_sum", "_bucket")
 _SERVICE_PREFIXES = ("llm_", "engine_", "dependency_")
 
 
@@ -54,6 +57,12 @@ class Sensitivity:
     least: float | None = None
     """The least deviation that can matter, in the unit of the signal; else ``deadbands`` say."""
     windowed: bool = False
+    depletes: bool = False
+    """It is a resource that runs out at its physical limit."""
+    capacity: str | None = None
+    """The signal of the same entity that says the limit, where the catalogue has none."""
+    peers: Literal["never", "always", "equal_load"] = "never"
+    """Whether siblings show the same, or do so while they are equally busy."""
 
 
 @cache
@@ -101,6 +110,10 @@ class SeriesProfiles:
             follows_load=False,
             leak=False,
             drop=False,
+            depletes=False,
+            peers=0,
+            moves=True,
+            shifts=True,
             bad_up=True,
             bad_down=True,
             deadband=_UNKNOWN_DEADBAND,
@@ -132,11 +145,20 @@ class SeriesProfiles:
         start = len(self._keys)
         self._keys.extend(keys)
         self._columns.grow(len(keys))
+        by_signal: dict[str, list[int]] = {}
         for column, key in enumerate(keys, start=start):
-            self._describe(column, key.signal)
-            for override in self._overrides:
+            by_signal.setdefault(key.signal, []).append(column)
+        for signal, columns in by_signal.items():
+            self._describe(np.array(columns), signal)
+        for override in self._overrides:
+            for column, key in enumerate(keys, start=start):
                 if override.covers(key.entity, key.signal):
                     self._override(column, override)
+
+    def keep(self, kept: NDArray[np.bool_]) -> None:
+        """Forget the series where ``kept`` is false."""
+        self._columns.keep(kept)
+        self._keys = [key for key, stays in zip(self._keys, kept, strict=True) if stays]
 
     def forward(self, values: FloatArray) -> FloatArray:
         """Take values ``[series]`` into the space in which deviations are measured."""
@@ -169,7 +191,8 @@ class SeriesProfiles:
             columns["bad_up"][column] = own.bad_direction in {"up", "both"}
             columns["bad_down"][column] = own.bad_direction in {"down", "both"}
 
-    def _describe(self, column: int, name: str) -> None:
+    def _describe(self, column: NDArray[np.int64], name: str) -> None:
+        """Fill the columns of the series of one signal."""
         columns = self._columns
         own = sensitivity_of(name)
         columns["relative"][column] = own.relative
@@ -177,11 +200,16 @@ class SeriesProfiles:
         columns["minimum_values"][column] = own.minimum_values
         columns["minimum_seconds"][column] = own.minimum_seconds
         columns["follows_load"][column] = own.family in {"load", "ambient"}
+        columns["shifts"][column] = own.family in {"load", "unknown"}
         columns["leak"][column] = own.leak
         columns["drop"][column] = own.drop
+        columns["depletes"][column] = own.depletes
+        columns["peers"][column] = PEERS[own.peers]
         signal = catalogue().get(name)
         if signal is None:
             columns["least"][column] = _UNKNOWN_DEADBAND
+            # What only counts stands still while nothing happens.
+            columns["moves"][column] = not name.endswith(_COUNTING_SUFFIXES)
             return
         columns["deadband"][column] = max(signal.deadband, _UNKNOWN_DEADBAND)
         least = own.deadbands * signal.deadband if own.least is None else own.least
@@ -196,5 +224,8 @@ class SeriesProfiles:
         columns["bad_down"][column] = signal.bad_direction in {Bad.DOWN, Bad.BOTH}
         by_kind = signal.kind in {Kind.HISTOGRAM, Kind.RATIO} and name.startswith(_SERVICE_PREFIXES)
         columns["conditional"][column] = own.windowed or by_kind or signal.kind is Kind.EVENT
+        # Without traffic all that a service counts stands still, and is well.
+        follows_traffic = name.startswith(_SERVICE_PREFIXES) or signal.layer is Layer.TRAFFIC
+        columns["moves"][column] = signal.kind in {Kind.GAUGE, Kind.RATE} and not follows_traffic
         columns["lowest"][column] = -np.inf if signal.low is None else signal.low
         columns["highest"][column] = np.inf if signal.high is None else signal.high

@@ -13,6 +13,7 @@ shape, one number a phase, is fitted by :mod:`analysis.detection.seasonal_fit`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from analysis.detection.columns import Columns
 from analysis.detection.contract import FloatArray, Realised, Scores
 from analysis.detection.profiles import SeriesProfiles
 from analysis.detection.seasonal_fit import SeasonalShape
+from analysis.detection.seasonal_shapes import SeasonalShapes
 from analysis.detection.settings import BaselineSettings, SignalOverride
 from collectors.contract import SeriesKey
 
@@ -33,6 +35,18 @@ _LOAD_WEIGHT = 0.4
 """Weight of the newest value in the average that stands for a load-like series, about four values."""
 _CLIP = 0.5
 """Residuals are clipped to this share of the threshold before they move the level."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Where the newest values are, each array ``[series]`` in the measuring space less the season."""
+
+    position: FloatArray
+    """NaN where nothing was given."""
+    threshold: FloatArray
+    """The distance from the level that scores 1."""
+    recent: FloatArray
+    """The average of the last few values, anomalous or not."""
 
 
 class SeasonalBaseline:
@@ -56,9 +70,12 @@ class SeasonalBaseline:
             first_seconds=np.nan,
             last_seconds=np.nan,
         )
-        self._shapes: dict[int, SeasonalShape] = {}
         self._deviation: FloatArray = np.empty(0)
         self._normal: NDArray[np.bool_] = np.empty(0, dtype=bool)
+        self._shapes = SeasonalShapes()
+        self._season = np.empty(0)
+        nothing = np.empty(0)
+        self._reading = Reading(nothing, nothing, nothing)
 
     @property
     def warmed_up(self) -> NDArray[np.bool_]:
@@ -66,6 +83,16 @@ class SeasonalBaseline:
         age = self._columns["last_seconds"] - self._columns["first_seconds"]
         enough = self._columns["count"] >= self._settings.warm_values
         return np.asarray(enough & (age >= self._settings.warm_seconds))
+
+    @property
+    def level(self) -> FloatArray:
+        """``[series]``: the level in the measuring space, less the season."""
+        return self._columns["level"]
+
+    @property
+    def reading(self) -> Reading:
+        """What the newest tick measured."""
+        return self._reading
 
     @property
     def tail(self) -> TailTracker:
@@ -94,16 +121,24 @@ class SeasonalBaseline:
         self._profiles.grow(keys)
         self._columns.grow(len(keys))
         self._tail.grow(len(keys))
+        self._shapes.grow(len(keys))
 
-    def adopt(self, column: int, shape: SeasonalShape) -> None:
-        """Use a fitted seasonal shape for one series from now on; its level starts anew."""
-        self._shapes[column] = shape
-        self._restart(column)
+    def adopt(self, shapes: Mapping[int, SeasonalShape]) -> None:
+        """Use fitted seasonal shapes, by column, from now on; what is expected now stays the same."""
+        columns = self._columns
+        chosen = np.array(sorted(shapes), dtype=np.int64)
+        seen = columns["last_seconds"]
+        now = float(np.nanmax(seen)) if np.isfinite(seen).any() else 0.0
+        before = self._shapes.at(now)
+        self._shapes.adopt(shapes)
+        change = (before - self._shapes.at(now))[chosen]
+        for name in ("level", "shadow", "smooth"):
+            columns[name][chosen] += change
 
     def score(self, time_seconds: float, values: FloatArray, learn: NDArray[np.bool_]) -> Scores:
         """Score one tick of values ``[series]``, then learn from it."""
         profiles, columns = self._profiles, self._columns
-        season = self._season(time_seconds)
+        season = self._season = self._shapes.at(time_seconds)
         given = np.isfinite(values) & profiles["statistical"].astype(bool)
         position = profiles.forward(np.where(given, values, np.nan)) - season
         self._begin(time_seconds, position, given)
@@ -121,6 +156,7 @@ class SeasonalBaseline:
         reach = threshold * limit
         low = profiles.inverse(columns["level"] + season - reach)
         high = profiles.inverse(columns["level"] + season + reach)
+        self._reading = Reading(position, reach, columns["shadow"])
         result = Scores(
             score=score,
             expected=np.where(known, expected, np.nan),
@@ -141,33 +177,27 @@ class SeasonalBaseline:
         """Learn that deviations of so many values ``[series]`` were none: the tail is heavier."""
         self._tail.add_dismissed(values)
 
-    def rebase(self, chosen: NDArray[np.bool_]) -> None:
-        """Take the present level of the chosen series ``[series]`` as their normal."""
-        columns = self._columns
-        usable = chosen & np.isfinite(columns["shadow"])
-        columns["level"][usable] = columns["shadow"][usable]
+    def in_unit(self, positions: FloatArray) -> FloatArray:
+        """Bring positions ``[series]`` of the newest tick's time into the units of the signals."""
+        return self._profiles.inverse(positions + self._season)
+
+    def rebase(self, chosen: NDArray[np.bool_], level: FloatArray) -> None:
+        """Take a level ``[series]`` in the measuring space for the normal of the chosen series."""
+        usable = chosen & np.isfinite(level)
+        self._columns["level"][usable] = level[usable]
 
     def state(self) -> Mapping[str, NDArray[np.generic]]:
         """Return what has to be kept over a restart."""
-        shapes = {
-            f"shape_{column}": np.concatenate(([shape.period_seconds], shape.offsets))
-            for column, shape in self._shapes.items()
-        }
-        return {**self._columns.state(), **self._tail.state(), **shapes}
+        return {**self._columns.state(), **self._tail.state(), **self._shapes.state()}
 
     def restore(self, state: Mapping[str, NDArray[np.generic]]) -> None:
         """Take up a state of the same series."""
         self._columns.check(state)
         self._tail.check(state)
+        self._shapes.check(state)
         self._columns.restore(state)
         self._tail.restore(state)
-        self._shapes = {
-            int(name.removeprefix("shape_")): SeasonalShape(
-                float(array[0]), array[1:].astype(float)
-            )
-            for name, array in state.items()
-            if name.startswith("shape_")
-        }
+        self._shapes.restore(state)
 
     def _raw_score(
         self, values: FloatArray, expected: FloatArray, error: FloatArray, threshold: FloatArray
@@ -244,14 +274,3 @@ class SeasonalBaseline:
         memory = np.maximum(seconds, values * np.nan_to_num(self._columns["gap"]))
         # After a pause the old level still counts: no single value may replace it.
         return np.asarray(np.minimum(1.0 - np.exp(-np.nan_to_num(elapsed) / memory), 0.3))
-
-    def _season(self, time_seconds: float) -> FloatArray:
-        season = np.zeros(len(self._columns))
-        for column, shape in self._shapes.items():
-            season[column] = shape.at(time_seconds)
-        return season
-
-    def _restart(self, column: int) -> None:
-        only = np.zeros(len(self._columns), dtype=bool)
-        only[column] = True
-        self._columns.reset(only)

@@ -15,6 +15,7 @@ import numpy as np
 from statsmodels.tsa.seasonal import STL, seasonal_decompose
 
 from analysis.detection.contract import FloatArray
+from analysis.detection.wall_clock import UTC, wall_clock
 
 DAY_SECONDS = 86_400.0
 WEEK_SECONDS = 7 * DAY_SECONDS
@@ -34,20 +35,18 @@ class SeasonalShape:
     period_seconds: float
     offsets: FloatArray
     """``[phases]``, with median 0; phase 0 begins at a multiple of the period since the epoch."""
+    zone: str = UTC
+    """Whose wall-clock time says the phase."""
 
     def at(self, time_seconds: float) -> float:
         """Return the offset at a time, interpolated between the middles of the phases."""
-        phases = len(self.offsets)
-        place = (time_seconds % self.period_seconds) / self.period_seconds * phases - 0.5
-        before = int(np.floor(place))
-        weight = place - before
-        first, second = self.offsets[before % phases], self.offsets[(before + 1) % phases]
-        return float((1.0 - weight) * first + weight * second)
+        return float(self.over(np.array([time_seconds]))[0])
 
     def over(self, times: FloatArray) -> FloatArray:
         """Return the offsets at many times ``[n]``."""
         phases = len(self.offsets)
-        place = (times % self.period_seconds) / self.period_seconds * phases - 0.5
+        local = wall_clock(self.zone).local(times)
+        place = (local % self.period_seconds) / self.period_seconds * phases - 0.5
         before = np.floor(place).astype(np.int64)
         weight = place - before
         return np.asarray(
@@ -57,7 +56,11 @@ class SeasonalShape:
 
 
 def fit_shape(
-    times: FloatArray, values: FloatArray, periods_seconds: Sequence[float] = ()
+    times: FloatArray,
+    values: FloatArray,
+    periods_seconds: Sequence[float] = (),
+    *,
+    zone: str = UTC,
 ) -> SeasonalShape | None:
     """Fit the seasonal shape of one series, or return None where no shape helps.
 
@@ -66,6 +69,7 @@ def fit_shape(
         values: ``[n]`` in the measuring space; NaN where missing.
         periods_seconds: periods to try; by default a day, a week and the one that autocorrelation
             shows, as far as the history holds three cycles of it.
+        zone: whose wall-clock time says the phase of a day and a week.
 
     Returns:
         The shape with the least error on the last cycle, if it beats the level alone by a tenth.
@@ -81,24 +85,29 @@ def fit_shape(
         if span < _CYCLES * period or period < 4 * step:
             continue
         split = times[-1] - period
-        trained = _fit_period(times[times < split], values[times < split], period, step)
+        own_zone = zone if period % DAY_SECONDS == 0 else UTC
+        before = times < split
+        trained = _fit_period(times[before], values[before], period, step, own_zone)
         ratio = _held_out_ratio(times, values, trained, split, step)
         if ratio < 1.0 - _LEAST_GAIN and (best is None or ratio < best[0]):
-            best = (ratio, _fit_period(times, values, period, step))
+            best = (ratio, _fit_period(times, values, period, step, own_zone))
     return best[1] if best else None
 
 
 def _fit_period(
-    times: FloatArray, values: FloatArray, period_seconds: float, step: float
+    times: FloatArray, values: FloatArray, period_seconds: float, step: float, zone: str
 ) -> SeasonalShape:
-    """Decompose on a regular grid and take the median of the seasonal part at each phase."""
+    """Decompose on a regular grid and take the median of the seasonal part at each phase.
+
+    The grid is of wall-clock time: an hour that clocks skip is filled, one that they repeat averaged.
+    """
     phases = int(min(_LARGEST_PERIOD, max(4, round(period_seconds / step))))
     width = period_seconds / phases
-    slot = np.floor(times / width).astype(np.int64)
-    slots = np.arange(slot[0], slot[-1] + 1)
+    slot = np.floor(wall_clock(zone).local(times) / width).astype(np.int64)
+    slots = np.arange(slot.min(), slot.max() + 1)
     present = np.isfinite(values)
-    sums = np.bincount(slot[present] - slot[0], values[present], len(slots))
-    counts = np.bincount(slot[present] - slot[0], minlength=len(slots))
+    sums = np.bincount(slot[present] - slots[0], values[present], len(slots))
+    counts = np.bincount(slot[present] - slots[0], minlength=len(slots))
     filled = counts > 0
     grid = np.interp(slots, slots[filled], sums[filled] / counts[filled])
     if len(grid) >= _CYCLES * phases:
@@ -117,7 +126,7 @@ def _fit_period(
         seasonal = grid - np.asarray(classical.trend)
     order = slots % phases
     offsets = np.array([np.median(seasonal[order == phase]) for phase in range(phases)])
-    return SeasonalShape(period_seconds, offsets - np.median(offsets))
+    return SeasonalShape(period_seconds, offsets - np.median(offsets), zone)
 
 
 def _detrended_rest(rest: FloatArray) -> FloatArray:

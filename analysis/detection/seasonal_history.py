@@ -14,6 +14,7 @@ import pandas as pd
 from analysis.detection.contract import FloatArray
 from analysis.detection.profiles import SeriesProfiles
 from analysis.detection.seasonal_fit import SeasonalShape, fit_shape
+from analysis.detection.wall_clock import UTC
 from collectors.contract import SeriesKey
 from collectors.store.contract import SeriesReader
 
@@ -26,6 +27,8 @@ def fit_shapes(
     start_seconds: float,
     end_seconds: float,
     periods_seconds: Sequence[float] = (),
+    *,
+    zone: str = UTC,
 ) -> dict[SeriesKey, SeasonalShape]:
     """Fit every stored series, one read each, and return those that have a shape.
 
@@ -34,6 +37,7 @@ def fit_shapes(
         start_seconds: the first time that is read.
         end_seconds: the first time that is not.
         periods_seconds: periods to try; by default a day, a week and the one that the data show.
+        zone: whose wall clock days and weeks follow.
     """
     shapes: dict[SeriesKey, SeasonalShape] = {}
     for info in reader.series():
@@ -50,7 +54,7 @@ def fit_shapes(
         times, values = _medians(frame)
         if len(times) < 2:
             continue
-        shape = fit_shape(times, profile.forward(values), periods_seconds)
+        shape = fit_shape(times, profile.forward(values), periods_seconds, zone=zone)
         if shape is not None:
             shapes[info.key] = shape
     return shapes

@@ -6,10 +6,11 @@ from datetime import datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal, Self
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from apscheduler.triggers.cron import CronTrigger
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from analysis.detection.wall_clock import UTC, known_zone
 
 
 class DetectionTable(BaseModel):
@@ -51,6 +52,11 @@ class BaselineSettings(DetectionTable):
     tail_rate: float = Field(
         0.005, gt=0, lt=0.2, description="Share of normal values that may score above 1."
     )
+    timezone: str = Field(
+        UTC, description="Whose wall clock days and weeks of load follow, such as Europe/Berlin."
+    )
+
+    _zone = field_validator("timezone")(known_zone)
 
 
 class ForestSettings(DetectionTable):
@@ -144,6 +150,91 @@ class TrendSettings(DetectionTable):
     )
 
 
+class ExhaustionSettings(DetectionTable):
+    """When a resource that runs out evenly counts as nearly run out."""
+
+    short_seconds: float = Field(
+        30.0, ge=5, le=3600, description="Length of the window that only forecasts."
+    )
+    middle_seconds: float = Field(
+        240.0, ge=30, le=86400, description="Length of the window for fast growth."
+    )
+    long_seconds: float = Field(
+        3600.0, ge=60, le=864000, description="Length of the window for slow growth."
+    )
+    reach: float = Field(
+        4.0, ge=1, le=100, description="Times its own length that a window looks ahead."
+    )
+    horizon_seconds: float = Field(
+        14400.0, ge=60, le=864000, description="Time to the limit that is worth an alarm."
+    )
+
+
+class PeerSettings(DetectionTable):
+    """When one of several siblings counts as unlike the others."""
+
+    enabled: bool = Field(True, description="Whether siblings are compared.")
+    least_peers: int = Field(3, ge=2, le=100, description="Others that have to be there.")
+    raise_sigmas: float = Field(
+        5.0, ge=2, le=20, description="Distance from their median in robust standard deviations."
+    )
+    floor_share: float = Field(
+        0.6,
+        gt=0,
+        le=10,
+        description="The least distance, in least deviations of the signal over time.",
+    )
+    minimum_values: int = Field(6, ge=1, le=1000, description="Values that it has to last.")
+    minimum_seconds: float = Field(20.0, ge=0, le=86400, description="And seconds.")
+    load_share: float = Field(
+        0.3, gt=0, le=10, description="Siblings are equally busy within this share of the median."
+    )
+    memory_seconds: float = Field(
+        3600.0, ge=60, le=864000, description="Time constant of a sibling's own usual distance."
+    )
+    absorb_seconds: float = Field(
+        3600.0, ge=60, le=864000, description="A distance older than this is usual."
+    )
+
+
+class FlatLineSettings(DetectionTable):
+    """When a series that always moved counts as standing still."""
+
+    enabled: bool = Field(True, description="Whether standing still is looked for.")
+    warm_values: int = Field(60, ge=10, le=10000, description="Moves that show how it moves.")
+    minimum_values: int = Field(20, ge=3, le=1000, description="Equal values in a row, at least.")
+    minimum_seconds: float = Field(60.0, ge=0, le=86400, description="And seconds.")
+    run_factor: float = Field(
+        6.0, ge=2, le=100, description="Times its usual number of equal values."
+    )
+    irregularity: float = Field(
+        0.3,
+        gt=0,
+        le=2,
+        description="A series whose runs vary by more than this share is never judged.",
+    )
+    absorb_seconds: float = Field(
+        3600.0, ge=60, le=864000, description="What has stood still for longer is at rest."
+    )
+
+
+class ShiftSettings(DetectionTable):
+    """When a deviation is a new level that stays."""
+
+    values: int = Field(
+        20, ge=5, le=1000, description="Values on one side beyond which a level has shifted."
+    )
+    rebase_seconds: float = Field(
+        120.0,
+        ge=10,
+        le=864000,
+        description="Load at a steady new level is taken for normal after this time.",
+    )
+    remember_seconds: float = Field(
+        86400.0, ge=0, le=864000, description="How long a return to the old level is no surprise."
+    )
+
+
 class AlertSettings(DetectionTable):
     """From scores to anomalies."""
 
@@ -200,14 +291,7 @@ class MaintenanceWindow(DetectionTable):
         """Say whether a series is meant."""
         return matches(self.entities, entity) and matches(self.signals, signal)
 
-    @field_validator("timezone")
-    @classmethod
-    def _known_zone(cls, name: str) -> str:
-        try:
-            ZoneInfo(name)
-        except (ZoneInfoNotFoundError, ValueError, OSError) as error:
-            raise ValueError(f"there is no time zone {name!r}, such as Europe/Berlin") from error
-        return name
+    _zone = field_validator("timezone")(known_zone)
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
@@ -277,6 +361,16 @@ class DetectionSettings(DetectionTable):
     absence: AbsenceSettings = Field(default_factory=AbsenceSettings, description="Absence.")
     drop: DropSettings = Field(default_factory=DropSettings, description="Drop to zero.")
     trend: TrendSettings = Field(default_factory=TrendSettings, description="Leaks.")
+    exhaustion: ExhaustionSettings = Field(
+        default_factory=ExhaustionSettings, description="Time to a physical limit."
+    )
+    peers: PeerSettings = Field(
+        default_factory=PeerSettings, description="Comparison with siblings."
+    )
+    flat_line: FlatLineSettings = Field(
+        default_factory=FlatLineSettings, description="Series that stand still."
+    )
+    shift: ShiftSettings = Field(default_factory=ShiftSettings, description="Shifts of level.")
     alerts: AlertSettings = Field(default_factory=AlertSettings, description="Alert policy.")
     maintenance: tuple[MaintenanceWindow, ...] = Field(
         (), description="Times in which some series neither alarm nor teach."

@@ -31,5 +31,25 @@ def _count_alarms_of_late(parts: MutableParts, series: int) -> None:
             parts[name]["p_value"] = np.full(series, np.nan)
 
 
-MIGRATIONS: Mapping[int, Migration] = MappingProxyType({1: _count_alarms_of_late})
+def _lay_shapes_together(parts: MutableParts, series: int) -> None:  # noqa: ARG001
+    """From 2: seasonal shapes, which had an array each, lie in one; they were all of UTC."""
+    part = parts.get("baseline", {})
+    old = {
+        int(name.removeprefix("shape_")): part.pop(name)
+        for name in sorted(part)
+        if name.startswith("shape_")
+    }
+    columns = sorted(old)
+    offsets = [old[column][1:] for column in columns] or [np.empty(0)]
+    part["shapes_column"] = np.array(columns, dtype=np.int64)
+    part["shapes_period"] = np.array([old[column][0] for column in columns], dtype=float)
+    part["shapes_phases"] = np.array([len(old[column]) - 1 for column in columns], dtype=np.int64)
+    part["shapes_offsets"] = np.concatenate(offsets).astype(np.float32)
+    part["shapes_zone"] = np.zeros(len(columns), dtype=np.int64)
+    part["shapes_zones"] = np.array(["UTC"] if columns else [], dtype=str)
+
+
+MIGRATIONS: Mapping[int, Migration] = MappingProxyType(
+    {1: _count_alarms_of_late, 2: _lay_shapes_together}
+)
 """The step from each version to the next."""

@@ -9,8 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.detection.contract import FloatArray, SignalState
-from analysis.findings import Direction
+from analysis.detection.exhaustion import Forecast
+from analysis.findings import Direction, Exhaustion, LevelShift
 from collectors.contract import SeriesKey
+from collectors.signals import unit_of
 
 DIRECTIONS = (
     Direction.NORMAL,
@@ -18,8 +20,9 @@ DIRECTIONS = (
     Direction.DOWN,
     Direction.ABSENT,
     Direction.EVENT,
+    Direction.FLAT,
 )
-NORMAL, UP, DOWN, ABSENT, EVENT = range(5)
+NORMAL, UP, DOWN, ABSENT, EVENT, FLAT = range(6)
 """Directions as small numbers, in the order of :data:`DIRECTIONS`."""
 
 
@@ -40,6 +43,40 @@ class TickArrays:
     detectors: NDArray[np.int64]
     """Bit ``i`` is set where detector ``i`` scores above 1."""
     p_value: FloatArray
+    share: FloatArray
+    """Of what is unusual of the entity."""
+    shifted_at: FloatArray
+    """When a deviation began that is a new level; NaN where there is none."""
+    shifted_from: FloatArray
+    shifted_to: FloatArray
+    forecast: Forecast | None
+    """Times to physical limits; None where nothing grows towards one."""
+
+    def exhaustion(self, column: int) -> Exhaustion | None:
+        """Return when a series meets its limit, if it grows towards one."""
+        ahead = self.forecast
+        if ahead is None or not np.isfinite(ahead.seconds[column]):
+            return None
+        return Exhaustion(
+            limit=float(ahead.limit[column]),
+            per_second=float(ahead.per_second[column]),
+            seconds=float(ahead.seconds[column]),
+            soonest_seconds=float(ahead.soonest[column]),
+            latest_seconds=_number(ahead.latest[column]),
+        )
+
+    def shift(self, column: int, key: SeriesKey) -> LevelShift | None:
+        """Return the shift that a deviation turned out to be."""
+        if not np.isfinite(self.shifted_at[column]):
+            return None
+        return LevelShift(
+            entity=key.entity,
+            signal=key.signal,
+            unit=unit_of(key.signal),
+            at_seconds=float(self.shifted_at[column]),
+            before=float(self.shifted_from[column]),
+            after=float(self.shifted_to[column]),
+        )
 
 
 class States(Mapping[SeriesKey, SignalState]):
@@ -73,6 +110,9 @@ class States(Mapping[SeriesKey, SignalState]):
             warmed_up=bool(arrays.warmed_up[column]),
             detectors=tuple(name for bit, name in enumerate(self._names) if bits >> bit & 1),
             p_value=_number(arrays.p_value[column]),
+            share=float(arrays.share[column]),
+            exhaustion=arrays.exhaustion(column),
+            shift=arrays.shift(column, key),
         )
 
     def __iter__(self) -> Iterator[SeriesKey]:

@@ -316,6 +316,17 @@ def test_a_seasonal_shape_moves_what_is_expected() -> None:
     assert day > 3 * night
 
 
+def test_a_refitted_shape_changes_nothing_that_is_expected_now() -> None:
+    feed = Feed()
+    feed.many(200, steady)
+    before = feed(steady(0)).states[LATENCY]
+    feed.pipeline.adopt_shapes({LATENCY: SeasonalShape(86_400.0, np.linspace(-1.0, 1.0, 24))})
+    after = feed(steady(0)).states[LATENCY]
+    assert after.warmed_up
+    assert after.expected == pytest.approx(before.expected, rel=0.02)
+    assert after.high == pytest.approx(before.high, rel=0.05)
+
+
 STATE = SeriesKey("host/a/gpu/0", "gpu_state")
 VERSION = SeriesKey("host/a", "gpu_driver_version")
 

@@ -11,8 +11,11 @@ from structlog.testing import capture_logs
 
 from analysis.detection.forest import SameThreadExecutor
 from analysis.detection.pipeline import DetectionPipeline
+from analysis.detection.seasonal_fit import SeasonalShape
+from analysis.detection.seasonal_shapes import SeasonalShapes
 from analysis.detection.settings import DetectionSettings
 from analysis.detection.state_file import STATE_VERSION, DetectionStateError, read_state
+from analysis.detection.state_migrations import MIGRATIONS
 from analysis.history import History
 from collectors.contract import Sample, SeriesKey
 
@@ -28,6 +31,8 @@ USUAL = {
     SeriesKey("host/a/gpu/0", "gpu_temperature_celsius"): 60.0,
     SeriesKey("host/a/gpu/0", "gpu_ecc_uncorrectable_total"): 2.0,
 }
+YOUNGER = {"p_value", "exhaustion", "peers", "flat_line", "shifts"}
+"""Parts that version 1 did not have."""
 LAST_SECONDS = 1_000_299.0
 
 
@@ -49,7 +54,7 @@ def test_a_state_of_version_1_goes_on(old: Path, tmp_path: Path) -> None:
     restored, history = pipeline()
     with capture_logs() as logs:
         assert restored.load(old)
-    assert complaints(logs) == {"p_value": "detection_part_starts_anew"}  # it is younger
+    assert complaints(logs) == dict.fromkeys(YOUNGER, "detection_part_starts_anew")
 
     again = tmp_path / "again.npz"
     restored.save(again)
@@ -112,7 +117,7 @@ def test_a_part_that_does_not_fit_costs_the_others_nothing(old: Path) -> None:
     with capture_logs() as logs:
         assert other.load(old)
     assert complaints(logs) == {
-        "p_value": "detection_part_starts_anew",
+        **dict.fromkeys(YOUNGER, "detection_part_starts_anew"),
         "forest": "detection_part_starts_anew",
         "mahalanobis": "detection_part_dropped",
     }
@@ -156,3 +161,18 @@ def test_settings_change_without_a_gap() -> None:
         found, expected = two.tick(float(time), row), one.tick(float(time), row)
         assert dict(found.states) == dict(expected.states)
         assert found.anomalies == expected.anomalies
+
+
+def test_seasonal_shapes_of_version_2_go_on() -> None:
+    old = {f"shape_{column}": np.array([86_400.0, *range(column)]) for column in (12, 3)}
+    parts = {"baseline": dict(old)}
+    MIGRATIONS[2](parts, 20)
+    shapes = SeasonalShapes()
+    shapes.grow(20)
+    shapes.check(parts["baseline"])
+    shapes.restore(parts["baseline"])
+    for time in (0.0, 40_000.0):
+        expected = np.zeros(20)
+        for column in (12, 3):
+            expected[column] = SeasonalShape(86_400.0, np.arange(float(column))).at(time)
+        np.testing.assert_allclose(shapes.at(time), expected, rtol=1e-6)

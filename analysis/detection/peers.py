@@ -1,0 +1,270 @@
+"""Peers: one of several siblings is unlike the others.
+
+GPUs of one host, or of one model where a host has too few, and replicas of one service do the same
+work: their temperatures, clocks and latencies move together, and the one that does not is named, even
+without any past. The distance is to the median of the siblings that are there and equally busy, in
+units of their median absolute deviation (Leys et al., "Detecting outliers: do not use standard deviation
+around the mean", 2013) and at least of what can matter. A usual distance, such as that of the warmest
+place in a chassis, is learned over hours.
+
+Which signals are compared is in ``profiles.toml``. Direction: as the signal is bad. Warm-up: the
+duration that a distance has to last. It fails where half of the siblings have the same fault.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.detection.columns import Columns
+from analysis.detection.contract import FloatArray, Scores
+from analysis.detection.profiles import PEERS, SeriesProfiles
+from analysis.detection.settings import PeerSettings
+from collectors.contract import SeriesKey
+from collectors.entities import kind_of, parent_of
+
+Labels = Callable[[SeriesKey], Mapping[str, str]]
+
+LOAD_OF = {"gpu": "gpu_utilization_percent", "replica": "llm_requests_per_second"}
+"""The kinds of entities that have siblings, and the signal that says how busy each is."""
+_MODEL_LABEL = "name"
+"""Which GPU a sample is of, such as `NVIDIA H100 80GB HBM3`."""
+_SIGMA_PER_MAD = 1.4826
+_SMOOTH = 0.3
+"""Weight of the newest value: siblings are compared over the last few values."""
+_STALE_GAPS = 2.5
+_CLEAR = 0.7
+
+
+@dataclass(frozen=True, slots=True)
+class _Middle:
+    """Of the group of each member, arrays ``[members]``."""
+
+    median: FloatArray
+    deviation: FloatArray
+    count: NDArray[np.int64]
+
+
+class Peers:
+    """Scores how far each series is from the same series of its siblings.
+
+    Args:
+        settings: how far, and for how long.
+        labels: what is known of a series beside its name; GPUs of a model are siblings across hosts.
+    """
+
+    name = "peers"
+
+    def __init__(self, settings: PeerSettings, labels: Labels | None = None) -> None:
+        self._settings = settings
+        self._labels: Labels = labels or (lambda _key: {})
+        self._profiles = SeriesProfiles()
+        self._columns = Columns(
+            smooth=np.nan,
+            seconds=np.nan,
+            gap=np.nan,
+            usual=0.0,
+            since_seconds=np.nan,
+            values=0.0,
+        )
+        self._loads: dict[str, int] = {}
+        self._groups: dict[tuple[str, ...], int] = {}
+        self._members: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+        self._load_columns: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+        self._place: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+        self._model: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+        """-1 where the labels were not seen yet."""
+
+    def grow(self, keys: Sequence[SeriesKey]) -> None:
+        """Make room for new series; those that siblings do not share are left out."""
+        start = len(self._profiles)
+        self._profiles.grow(keys)
+        self._columns.grow(len(keys))
+        self._enlist(start)
+
+    def keep(self, kept: NDArray[np.bool_]) -> None:
+        """Forget the series where ``kept`` is false."""
+        self._profiles.keep(kept)
+        self._columns.keep(kept)
+        self._loads, self._groups = {}, {}
+        self._members = np.empty(0, dtype=np.int64)
+        self._place = np.empty(0, dtype=np.int64)
+        self._model = np.empty(0, dtype=np.int64)
+        self._enlist(0)
+
+    def _enlist(self, start: int) -> None:
+        """Put the series from a column on into the group of their parent."""
+        compared = self._profiles["peers"]
+        members, places = [], []
+        for column, key in enumerate(self._profiles.keys[start:], start=start):
+            kind = kind_of(key.entity)
+            if kind not in LOAD_OF:
+                continue
+            if key.signal == LOAD_OF[kind]:
+                self._loads[key.entity] = column
+            if compared[column]:
+                members.append(column)
+                places.append(self._group("place", key.signal, kind, parent_of(key.entity)))
+        self._members = np.append(self._members, np.array(members, dtype=np.int64))
+        self._place = np.append(self._place, np.array(places, dtype=np.int64))
+        self._model = np.append(self._model, np.full(len(members), -1))
+        entities = [self._profiles.keys[column].entity for column in self._members.tolist()]
+        self._load_columns = np.array([self._loads.get(e, -1) for e in entities], dtype=np.int64)
+
+    def _group(self, *name: str) -> int:
+        return self._groups.setdefault(name, len(self._groups))
+
+    def _find_models(self, given: NDArray[np.bool_]) -> None:
+        """Put members whose labels are there for the first time into the group of their model."""
+        for member in np.flatnonzero(given & (self._model < 0)).tolist():
+            key = self._profiles.keys[int(self._members[member])]
+            kind = kind_of(key.entity)
+            model = self._labels(key).get(_MODEL_LABEL, "") if kind == "gpu" else ""
+            # Without a model it is in a group of its own place, which then has too few as well.
+            name = (
+                ("model", key.signal, kind, model) if model else ("place", key.signal, key.entity)
+            )
+            self._model[member] = self._group(*name)
+
+    def score(self, time_seconds: float, values: FloatArray, learn: NDArray[np.bool_]) -> Scores:
+        """Score one tick of values ``[series]``; counters as their increases."""
+        nothing = np.full(len(self._columns), np.nan)
+        members = self._members
+        given = np.isfinite(values)
+        if not self._settings.enabled or not members.size or not given.any():
+            return Scores(nothing, nothing, nothing, nothing)
+        self._note(time_seconds, values, given)
+        judged = given[members]
+        self._find_models(judged)
+        columns, profiles = self._columns, self._profiles
+        fresh = time_seconds - columns["seconds"] <= _STALE_GAPS * columns["gap"] + 1.0
+        position = (columns["smooth"] - columns["usual"])[members]
+        middle = self._middle(position, fresh)
+        judged &= np.isfinite(middle.median)
+        centre = nothing.copy()
+        centre[members] = middle.median
+        floor = self._settings.floor_share * profiles.floor(centre)
+        threshold = nothing.copy()
+        spread = self._settings.raise_sigmas * _SIGMA_PER_MAD * middle.deviation
+        threshold[members] = np.maximum(spread, floor[members])
+        expected = profiles.inverse(centre + columns["usual"])
+        error = columns["smooth"] - columns["usual"] - centre
+        harmful = np.where(error > 0, profiles["bad_up"], profiles["bad_down"])
+        present = profiles.inverse(columns["smooth"])
+        least = np.maximum(self._settings.floor_share * profiles["least"], 1e-12)
+        raw = np.minimum(
+            np.abs(error) / np.maximum(threshold, 1e-12), np.abs(present - expected) / least
+        )
+        raw = np.where(harmful, raw, 0.0)
+        chosen = np.zeros(len(nothing), dtype=bool)
+        chosen[members] = judged
+        score, old = self._lasting(time_seconds, raw, chosen)
+        self._learn(error, chosen & learn & (raw <= 1.0), old)
+        return Scores(
+            score=np.where(chosen, score, np.nan),
+            expected=np.where(chosen, expected, np.nan),
+            low=np.where(chosen, profiles.inverse(centre + columns["usual"] - threshold), np.nan),
+            high=np.where(chosen, profiles.inverse(centre + columns["usual"] + threshold), np.nan),
+        )
+
+    def _note(self, time_seconds: float, values: FloatArray, given: NDArray[np.bool_]) -> None:
+        columns = self._columns
+        position = self._profiles.forward(np.where(given, values, np.nan))
+        first = given & np.isnan(columns["smooth"])
+        columns["smooth"][first] = position[first]
+        columns["smooth"][given] += (_SMOOTH * (position - columns["smooth"]))[given]
+        elapsed = np.nan_to_num(time_seconds - columns["seconds"])
+        gap = np.where(np.isnan(columns["gap"]), elapsed, columns["gap"])
+        columns["gap"][given] = (gap + 0.1 * (elapsed - gap))[given]
+        columns["seconds"][given] = time_seconds
+
+    def _middle(self, position: FloatArray, fresh: NDArray[np.bool_]) -> _Middle:
+        """Return what siblings of the same place show, or of the same model where those are too few."""
+        usable = fresh[self._members] & np.isfinite(position)
+        near = self._judge_group(self._place, position, usable)
+        enough = near.count > self._settings.least_peers
+        known = usable & (self._model >= 0)
+        if (enough | ~known).all():
+            far = near
+        else:
+            far = self._judge_group(np.maximum(self._model, 0), position, known)
+        ample = np.where(enough, True, far.count > self._settings.least_peers) & usable
+        return _Middle(
+            np.where(ample, np.where(enough, near.median, far.median), np.nan),
+            np.where(ample, np.where(enough, near.deviation, far.deviation), np.nan),
+            np.where(enough, near.count, far.count),
+        )
+
+    def _judge_group(
+        self, group: NDArray[np.int64], position: FloatArray, usable: NDArray[np.bool_]
+    ) -> _Middle:
+        usable = usable & self._equally_busy(group, usable)
+        median, count = self._median(group, position, usable)
+        deviation, _ = self._median(group, np.abs(position - median), usable)
+        return _Middle(median, deviation, np.where(usable, count, 0))
+
+    def _equally_busy(
+        self, group: NDArray[np.int64], usable: NDArray[np.bool_]
+    ) -> NDArray[np.bool_]:
+        """Return which members work as much as their group does, where that matters."""
+        matters = self._profiles["peers"][self._members] == PEERS["equal_load"]
+        source = self._load_columns
+        told = self._profiles.inverse(self._columns["smooth"])
+        load = np.where(source >= 0, told[source], np.nan)
+        middle, _ = self._median(group, load, usable & np.isfinite(load))
+        deadband = np.where(source >= 0, self._profiles["deadband"][source], 0.0)
+        near = np.maximum(self._settings.load_share * np.abs(middle), 2.0 * deadband)
+        with np.errstate(invalid="ignore"):
+            return np.asarray(~matters | (np.abs(load - middle) <= near))
+
+    def _median(
+        self, group: NDArray[np.int64], values: FloatArray, usable: NDArray[np.bool_]
+    ) -> tuple[FloatArray, NDArray[np.int64]]:
+        """Return the median of each member's group ``[members]``, and of how many values it is."""
+        chosen = np.flatnonzero(usable)
+        inside = group[chosen]
+        order = np.lexsort((values[chosen], inside))
+        ordered = values[chosen][order]
+        counts = np.bincount(inside, minlength=len(self._groups))
+        starts = np.cumsum(counts) - counts
+        medians = np.full(len(counts), np.nan)
+        there = counts > 0
+        low, high = starts + (counts - 1) // 2, starts + counts // 2
+        medians[there] = 0.5 * (ordered[low[there]] + ordered[high[there]])
+        return medians[group], counts[group]
+
+    def _lasting(
+        self, time_seconds: float, raw: FloatArray, chosen: NDArray[np.bool_]
+    ) -> tuple[FloatArray, NDArray[np.bool_]]:
+        """Keep scores at 1 until the distance has lasted; say also which has lasted for long."""
+        columns, own = self._columns, self._settings
+        far = chosen & (raw > 1.0)
+        begun = far & np.isnan(columns["since_seconds"])
+        columns["since_seconds"][begun] = time_seconds
+        columns["values"][far] += 1.0
+        over = chosen & (raw < _CLEAR)
+        columns["since_seconds"][over] = np.nan
+        columns["values"][over] = 0.0
+        lasted = time_seconds - columns["since_seconds"]
+        enough = (lasted >= own.minimum_seconds) & (columns["values"] >= own.minimum_values)
+        return np.where(enough, raw, np.minimum(raw, 1.0)), far & (lasted >= own.absorb_seconds)
+
+    def _learn(self, error: FloatArray, chosen: NDArray[np.bool_], old: NDArray[np.bool_]) -> None:
+        """Move the usual distance of some a little, and of those that are old all the way."""
+        columns = self._columns
+        rate = 1.0 - np.exp(-columns["gap"] / self._settings.memory_seconds)
+        columns["usual"][chosen] += (rate * error)[chosen]
+        columns["usual"][old] += error[old]
+        columns["since_seconds"][old] = np.nan
+        columns["values"][old] = 0.0
+
+    def state(self) -> Mapping[str, NDArray[np.generic]]:
+        """Return what has to be kept over a restart. Groups come from the names and labels again."""
+        return self._columns.state()
+
+    def restore(self, state: Mapping[str, NDArray[np.generic]]) -> None:
+        """Take up a state of the same series."""
+        self._columns.restore(state)
