@@ -15,9 +15,16 @@ from collectors.contract import Sample, SeriesKey
 
 FloatArray = NDArray[np.float64]
 
+_FORGET_SECONDS = 3600.0
+_LEAST_TICKS_BETWEEN_LOOKS = 256
+
 
 class History:
-    """A matrix ``[capacity_ticks, series]`` used as a ring, with the times of its rows."""
+    """A matrix ``[capacity_ticks, series]`` used as a ring, with the times of its rows.
+
+    A series of which the ring holds nothing any more is forgotten, an hour after its last sample at
+    the earliest; the columns of the others then close up.
+    """
 
     def __init__(self, *, capacity_ticks: int = 1800) -> None:
         if capacity_ticks < 2:
@@ -29,6 +36,17 @@ class History:
         self._labels: dict[SeriesKey, Mapping[str, str]] = {}
         self._last_seen: dict[SeriesKey, float] = {}
         self._ticks = 0
+        self._layout = 0
+
+    @property
+    def layout(self) -> int:
+        """Another number whenever series have been forgotten, so that columns mean others."""
+        return self._layout
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes the values take."""
+        return self._values.nbytes + self._times.nbytes
 
     @property
     def keys(self) -> Sequence[SeriesKey]:
@@ -42,6 +60,8 @@ class History:
 
     def append(self, now_seconds: float, samples: Iterable[Sample]) -> FloatArray:
         """Add one tick and return its row ``[series]``; a series without a sample is NaN in it."""
+        if self._ticks % max(self._capacity, _LEAST_TICKS_BETWEEN_LOOKS) == 0 and self._ticks:
+            self._forget(now_seconds)
         row = self._ticks % self._capacity
         self._values[row, :] = np.nan
         self._times[row] = now_seconds
@@ -86,13 +106,29 @@ class History:
         """Return the labels of a series' newest sample."""
         return self._labels.get(key, MappingProxyType({}))
 
+    def _forget(self, now_seconds: float) -> None:
+        """Drop the series that are in no row of the ring."""
+        oldest = float(np.nanmin(self._times))
+        before = min(oldest, now_seconds - _FORGET_SECONDS)
+        kept = [key for key in self._index if self._last_seen[key] >= before]
+        if len(kept) == len(self._index):
+            return
+        columns = [self._index[key] for key in kept]
+        self._values = self._values[:, columns]
+        self._index = {key: column for column, key in enumerate(kept)}
+        self._labels = {key: self._labels[key] for key in kept}
+        self._last_seen = {key: self._last_seen[key] for key in kept}
+        self._layout += 1
+
     def _column(self, key: SeriesKey) -> int:
         column = self._index.get(key)
         if column is None:
             column = self._index[key] = len(self._index)
-            if column >= self._values.shape[1]:
-                grown = np.full((self._capacity, 2 * self._values.shape[1]), np.nan)
-                grown[:, : self._values.shape[1]] = self._values
+            wide = self._values.shape[1]
+            if column >= wide:
+                # Room for an eighth more, and no twice as much: this is most of Galen's memory.
+                grown = np.full((self._capacity, wide + max(wide // 8, 64)), np.nan)
+                grown[:, :wide] = self._values
                 self._values = grown
         return column
 

@@ -45,6 +45,10 @@ class Absence:
         """Make room for new series."""
         self._columns.grow(len(keys))
 
+    def keep(self, kept: NDArray[np.bool_]) -> None:
+        """Forget the series where ``kept`` is false."""
+        self._columns.keep(kept)
+
     def score(self, time_seconds: float, values: FloatArray, learn: NDArray[np.bool_]) -> Scores:
         """Score one tick; a value that came scores 0."""
         columns, own = self._columns, self._settings
@@ -116,6 +120,11 @@ class DropToZero:
         """Make room for new series."""
         self._profiles.grow(keys)
         self._columns.grow(len(keys))
+
+    def keep(self, kept: NDArray[np.bool_]) -> None:
+        """Forget the series where ``kept`` is false."""
+        self._profiles.keep(kept)
+        self._columns.keep(kept)
 
     def score(self, time_seconds: float, values: FloatArray, learn: NDArray[np.bool_]) -> Scores:
         """Score one tick, then learn level and usual runs of zeros."""

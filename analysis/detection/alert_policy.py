@@ -67,6 +67,11 @@ class AlertPolicy:
         """Add series."""
         self._columns.grow(count)
 
+    def keep(self, kept: NDArray[np.bool_]) -> None:
+        """Drop the series where ``kept`` is false."""
+        self._columns.keep(kept)
+        self._dismissed = np.empty(0)
+
     def update(
         self,
         time_seconds: float,

@@ -37,6 +37,10 @@ class RealisedRate:
         """Add series."""
         self._columns.grow(count)
 
+    def move(self, came_from: NDArray[np.int64]) -> None:
+        """Let series ``i`` be the one that was ``came_from[i]``; a new one, where that is -1."""
+        self._columns.move(came_from)
+
     def note(self, above: NDArray[np.bool_], taken: NDArray[np.bool_]) -> None:
         """Count one tick: which normal values ``[series]`` there were, and which were unusual."""
         columns = self._columns
@@ -119,6 +123,15 @@ class TailTracker:
         """Add series."""
         self._columns.grow(count)
         self._realised.grow(count)
+
+    def keep(self, kept: NDArray[np.bool_]) -> None:
+        """Drop the series where ``kept`` is false."""
+        self.move(np.flatnonzero(kept))
+
+    def move(self, came_from: NDArray[np.int64]) -> None:
+        """Let series ``i`` be the one that was ``came_from[i]``; a new one, where that is -1."""
+        self._columns.move(came_from)
+        self._realised.move(came_from)
 
     def update(self, raw: FloatArray, learn: NDArray[np.bool_]) -> None:
         """Learn from raw scores ``[series]`` of values that are taken for normal."""

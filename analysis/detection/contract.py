@@ -1,8 +1,10 @@
 """What a detector is, and what the detection pipeline gives to the stages after it.
 
 Detectors are batched over series: one call scores the newest value of every series, state lives in
-arrays, and column ``i`` means the same series for as long as the detector lives. A score above 1 is an
+arrays, and column ``i`` means the same series until series are retired. A score above 1 is an
 anomaly. The score at time t depends on values up to t only, and the same input gives the same output.
+Series come (:meth:`Detector.grow`) and go (:meth:`Detector.keep`), so that the state of a fleet whose
+pods are replaced does not grow for ever.
 """
 
 from __future__ import annotations
@@ -40,6 +42,12 @@ class Detector(Protocol):
 
     def grow(self, keys: Sequence[SeriesKey]) -> None:
         """Make room for series that are new; they take the next columns in this order."""
+
+    def keep(self, kept: NDArray[np.bool_]) -> None:
+        """Forget the series where ``kept`` ``[series]`` is false; the others close up in their order.
+
+        What is known of entities that lose no series stays as it is.
+        """
 
     def score(self, time_seconds: float, values: FloatArray, learn: NDArray[np.bool_]) -> Scores:
         """Score one tick, then learn from it where ``learn`` is true.

@@ -119,6 +119,11 @@ class Limits:
             fixed["minimum_seconds"][column] = rule.minimum_seconds
             fixed["hold_seconds"][column] = rule.hold_seconds
 
+    def keep(self, kept: NDArray[np.bool_]) -> None:
+        """Forget the series where ``kept`` is false."""
+        self._fixed.keep(kept)
+        self._columns.keep(kept)
+
     def score(self, time_seconds: float, values: FloatArray, learn: NDArray[np.bool_]) -> Scores:  # noqa: ARG002
         """Score one tick: 1 plus how far the value is beyond its limit, 0 within it.
 

@@ -148,15 +148,18 @@ class Maintenance:
     def __init__(self, windows: Sequence[MaintenanceWindow]) -> None:
         self._windows = tuple(windows)
         self._times = [_times_of(window) for window in self._windows]
-        self._covered: list[list[bool]] = [[] for _ in self._windows]
         self._masks: list[NDArray[np.bool_]] = [np.empty(0, dtype=bool) for _ in self._windows]
         self._were_open: tuple[str, ...] = ()
 
     def grow(self, keys: Sequence[SeriesKey]) -> None:
         """Find out which windows cover series that are new."""
         for number, window in enumerate(self._windows):
-            self._covered[number] += [window.covers(*key) for key in keys]
-            self._masks[number] = np.array(self._covered[number], dtype=bool)
+            covered = np.array([window.covers(*key) for key in keys], dtype=bool)
+            self._masks[number] = np.append(self._masks[number], covered)
+
+    def keep(self, kept: NDArray[np.bool_]) -> None:
+        """Forget the series where ``kept`` is false."""
+        self._masks = [mask[kept] for mask in self._masks]
 
     def covered(self, now_seconds: float, count: int) -> NDArray[np.bool_]:
         """Return which of ``count`` series are under maintenance at a time."""

@@ -36,8 +36,10 @@ class SignalNaming:
         self._entity_of = np.append(self._entity_of, np.array(added, dtype=np.int64))
 
     def keep(self, kept: NDArray[np.bool_]) -> None:
-        """Drop the series where ``kept`` is false."""
-        self._entity_of = self._entity_of[kept]
+        """Drop the series where ``kept`` is false, and the entities that have none left."""
+        left, self._entity_of = np.unique(self._entity_of[kept], return_inverse=True)
+        names = list(self._entities)
+        self._entities = {names[old]: new for new, old in enumerate(left.tolist())}
 
     def shares(
         self, score: FloatArray, active: NDArray[np.bool_], vote: Scores | None

@@ -32,6 +32,7 @@ from analysis.detection.naming import SignalNaming, anomalies_of
 from analysis.detection.peers import Peers
 from analysis.detection.profiles import SeriesProfiles
 from analysis.detection.rarity import Rarity
+from analysis.detection.retirement import Retirement
 from analysis.detection.seasonal import SeasonalBaseline
 from analysis.detection.seasonal_fit import SeasonalShape
 from analysis.detection.settings import DetectionSettings
@@ -107,6 +108,8 @@ class DetectionPipeline:
         self._seen = Columns(value=np.nan, seconds=np.nan, onset=np.nan)
         self._fusion = Fusion(self._profiles, self._limits, self._seen)
         self._naming = SignalNaming()
+        self._retirement = Retirement(own.retire_after_seconds)
+        self._history_layout = self._history.layout
 
     @property
     def realised_tail_rate(self) -> Mapping[SeriesKey, float]:
@@ -156,7 +159,9 @@ class DetectionPipeline:
             self._channels.hard.active,
         )
         states = States(self._index, arrays, BITS)
-        return Detections(now_seconds, anomalies, states, self._realised(), tuple(shifts))
+        result = Detections(now_seconds, anomalies, states, self._realised(), tuple(shifts))
+        self._retire(now_seconds)
+        return result
 
     def adopt_shapes(self, shapes: Mapping[SeriesKey, SeasonalShape]) -> None:
         """Use seasonal shapes that were fitted on stored history."""
@@ -225,6 +230,20 @@ class DetectionPipeline:
         if self._own_executor is not None:
             self._own_executor.shutdown(wait=False, cancel_futures=True)
 
+    def _retire(self, now_seconds: float) -> None:
+        """Forget series that have had no value for very long, so that churn does not add up."""
+        gone = self._retirement.gone(now_seconds, self._seen["seconds"])
+        if gone is None:
+            return
+        kept = ~gone
+        self._keys = [key for key, stays in zip(self._keys, kept, strict=True) if stays]
+        # A new one: the states of earlier ticks go on with the old.
+        self._index = {key: column for column, key in enumerate(self._keys)}
+        self._place = np.empty(0, dtype=np.int64)
+        for part in (self._profiles, self._maintenance, self._naming, *self._parts().values()):
+            part.keep(kept)
+        _log.info("series_retired", series=int(gone.sum()), left=len(self._keys))
+
     def _realised(self) -> tuple[Realised, ...]:
         votes = (vote.realised() for vote in self._votes)
         return (self._baseline.realised(), *votes, self._rarity.realised(self._keys))
@@ -244,14 +263,23 @@ class DetectionPipeline:
 
     def _align(self, row: FloatArray) -> FloatArray:
         """Bring a row of the history into the columns of the detectors, which may be older."""
-        if len(row) > len(self._place):
-            keys = self._history.keys[: len(row)]
-            self._grow([key for key in keys if key not in self._index])
-            self._place = np.array([self._index[key] for key in keys], dtype=np.int64)
+        place = self._place[: len(row)]
+        moved = self._history.layout != self._history_layout
+        if moved or len(row) > len(place) or np.isfinite(row[place < 0]).any():
+            self._history_layout = self._history.layout
+            self._find_places(row)
+        found = self._place[: len(row)] >= 0
         values = np.full(len(self._keys), np.nan)
-        values[self._place[: len(row)]] = row
+        values[self._place[: len(row)][found]] = row[found]
         values[np.isinf(values)] = np.nan
         return values
+
+    def _find_places(self, row: FloatArray) -> None:
+        """Find the column of each series of the history; a retired one has none until it speaks."""
+        keys = self._history.keys[: len(row)]
+        speaking = zip(keys, np.isfinite(row).tolist(), strict=True)
+        self._grow([key for key, speaks in speaking if speaks and key not in self._index])
+        self._place = np.array([self._index.get(key, -1) for key in keys], dtype=np.int64)
 
     def _grow(self, keys: Sequence[SeriesKey]) -> None:
         if not keys:

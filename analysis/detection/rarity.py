@@ -37,6 +37,11 @@ class Rarity:
         self._tail.grow(count)
         self._realised.grow(count)
 
+    def keep(self, kept: NDArray[np.bool_]) -> None:
+        """Drop the series where ``kept`` is false."""
+        self._tail.keep(kept)
+        self._realised.move(np.flatnonzero(kept))
+
     def judge(self, raw: FloatArray, learn: NDArray[np.bool_]) -> FloatArray:
         """Return the p-value of each raw score ``[series]``, then learn where ``learn`` is true."""
         p_values = self._tail.p_values(raw)

@@ -123,6 +123,13 @@ class SeasonalBaseline:
         self._tail.grow(len(keys))
         self._shapes.grow(len(keys))
 
+    def keep(self, kept: NDArray[np.bool_]) -> None:
+        """Forget the series where ``kept`` is false."""
+        self._profiles.keep(kept)
+        self._columns.keep(kept)
+        self._tail.keep(kept)
+        self._shapes.keep(kept)
+
     def adopt(self, shapes: Mapping[int, SeasonalShape]) -> None:
         """Use fitted seasonal shapes, by column, from now on; what is expected now stays the same."""
         columns = self._columns

@@ -378,6 +378,13 @@ class DetectionSettings(DetectionTable):
     overrides: tuple[SignalOverride, ...] = Field(
         (), description="What is different for some series; of several that match the last wins."
     )
+    retire_after_seconds: float = Field(
+        129_600.0,
+        ge=60,
+        le=31_622_400,
+        description="A series without a value for so long is forgotten; a day and a half keeps what "
+        "runs once a day.",
+    )
     vote_lift: float = Field(
         1.25,
         ge=1,

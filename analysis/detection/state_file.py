@@ -66,7 +66,7 @@ def read_state(path: Path) -> tuple[list[SeriesKey], MutableParts]:
             part, _, rest = name.partition("/")
             parts.setdefault(part, {})[rest] = array
         for step in range(version, STATE_VERSION):
-            MIGRATIONS[step](parts, len(keys))
+            MIGRATIONS[step](parts, keys)
     except DetectionStateError as error:
         raise _set_aside(path, error) from error
     # What a damaged file holds is anything: whatever is wrong with it, it is set aside.

@@ -66,6 +66,11 @@ class StreamingTail:
             for array in (self._largest, self._bulk)
         )
 
+    def keep(self, kept: NDArray[np.bool_]) -> None:
+        """Drop the series where ``kept`` is false."""
+        self._columns.keep(kept)
+        self._largest, self._bulk = self._largest[:, kept], self._bulk[:, kept]
+
     def p_values(self, scores: FloatArray) -> FloatArray:
         """Return how likely a normal score at least as large is, ``[series]``.
 

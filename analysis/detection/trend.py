@@ -53,6 +53,15 @@ class Trend:
         self._fast.grow(len(added))
         self._slow.grow(len(added))
 
+    def keep(self, kept: NDArray[np.bool_]) -> None:
+        """Forget the series where ``kept`` is false."""
+        self._profiles.keep(kept)
+        self._columns.keep(kept)
+        still = kept[self._watched]
+        self._fast.keep(still)
+        self._slow.keep(still)
+        self._watched = (np.cumsum(kept) - 1)[self._watched[still]]
+
     def score(self, time_seconds: float, values: FloatArray, learn: NDArray[np.bool_]) -> Scores:  # noqa: ARG002
         """Score one tick of values ``[series]``; only watched series have an opinion.
 

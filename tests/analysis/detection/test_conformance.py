@@ -23,7 +23,7 @@ from analysis.detection.trend import Trend
 from collectors.contract import SeriesKey
 
 SETTINGS = DetectionSettings()
-FOREST = ForestSettings(first_rows=30, refit_seconds=40, row_seconds=1, rows=64, trees=10)
+FOREST = ForestSettings(first_rows=30, refit_seconds=40, row_seconds=1, rows=64, trees=20)
 
 KEYS = [
     SeriesKey("service/llm", "llm_request_latency_seconds"),
@@ -266,6 +266,52 @@ def test_growing_keeps_what_is_known_of_the_others(factory: Callable[[], Detecto
     np.testing.assert_allclose(np.vstack((before, after[:, : len(KEYS)])), alone, rtol=1e-12)
 
 
+def test_forgetting_series_leaves_the_others_as_they_were(
+    factory: Callable[[], Detector],
+) -> None:
+    # The forgotten lie before, between and behind the others, and are of entities of their own.
+    values = stream(240)
+    extra = [SeriesKey(f"service/old{n}", "llm_queue_depth") for n in range(150)]
+    keys = [*extra[:70], *KEYS[:5], *extra[70:90], *KEYS[5:], *extra[90:]]
+    kept = np.array([key in set(KEYS) for key in keys])
+    wide = np.ones((240, len(keys)))
+    wide[:, kept] = values
+    detector = started(factory, keys)
+    before = play(detector, wide[:130])[:, kept]
+    detector.keep(kept)
+    after = play(detector, values[130:], start=130)
+    alone = play(started(factory), values)
+    np.testing.assert_allclose(np.vstack((before, after)), alone, rtol=1e-9)
+
+
+def test_a_series_that_comes_back_is_a_new_one(factory: Callable[[], Detector]) -> None:
+    values = stream(200)
+    kept = np.array([key.signal != "llm_request_latency_seconds" for key in KEYS])
+    detector = started(factory)
+    play(detector, values[:120])
+    detector.keep(kept)
+    detector.grow([KEYS[0]])
+    moved = np.hstack((values[120:, kept], values[120:, :1]))
+    first = detector.score(120.0, moved[0], np.ones(len(KEYS), dtype=bool))
+    assert not first.score[-1] > 1
+    assert np.isfinite(play(detector, moved[1:], start=121)[-1]).any()
+
+
+def test_a_state_fits_after_series_were_forgotten(factory: Callable[[], Detector]) -> None:
+    values = stream(260)
+    kept = np.ones(len(KEYS), dtype=bool)
+    kept[[1, 6]] = False
+    whole = started(factory)
+    play(whole, values[:130])
+    whole.keep(kept)
+    play(whole, values[130:150, kept], start=130)
+    resumed = started(factory, [key for key, stays in zip(KEYS, kept, strict=True) if stays])
+    resumed.restore({name: array.copy() for name, array in whole.state().items()})
+    np.testing.assert_array_equal(
+        play(whole, values[150:, kept], start=150), play(resumed, values[150:, kept], start=150)
+    )
+
+
 class Peeking:
     """A detector that breaks the contract: it scores by the highest value of all calls so far."""
 
@@ -273,6 +319,9 @@ class Peeking:
     highest = 0.0
 
     def grow(self, keys: Sequence[SeriesKey]) -> None:
+        pass
+
+    def keep(self, kept: NDArray[np.bool_]) -> None:
         pass
 
     def score(self, time_seconds: float, values: FloatArray, learn: NDArray[np.bool_]) -> Scores:

@@ -4,25 +4,26 @@ import numpy as np
 import pytest
 from sklearn.ensemble import IsolationForest
 
-from analysis.detection.forest import ForestVote, SameThreadExecutor, fit_forest, mean_path_length
+from analysis.detection.forest import ForestVote, SameThreadExecutor
+from analysis.detection.packed_forest import fit_forest, isolation_of, mean_path_length
 from analysis.detection.settings import ForestSettings
 from collectors.contract import SeriesKey
 
 KEYS = [SeriesKey("host/a", f"s{n}") for n in range(5)]
 
 
-def test_packed_trees_score_as_scikit_learn_does() -> None:
+@pytest.mark.parametrize("count", [40, 128, 200])
+def test_packed_trees_score_as_scikit_learn_does(count: int) -> None:
     random = np.random.default_rng(1)
-    rows = random.normal(size=(200, 5))
+    rows = random.normal(size=(count, 5))
+    # Values that are thresholds themselves have to take the same branch.
+    rows[:, 1] = np.round(rows[:, 1])
     own = fit_forest(rows, trees=20, seed=3)
-    model = IsolationForest(n_estimators=20, max_samples=128, random_state=3).fit(rows)
-    vote = ForestVote(ForestSettings(trees=20), SameThreadExecutor())
-    vote.grow(KEYS)
-    for name in ("feature", "threshold", "left", "right", "length"):
-        vote._trees[name][0] = getattr(own, name)
-    for row in random.normal(0, 3, size=(50, 5)):
-        (isolation,) = vote._isolation(row[None], np.array([0]))
-        assert isolation == pytest.approx(-model.score_samples(row[None].astype(np.float32))[0])
+    model = IsolationForest(n_estimators=20, max_samples=min(128, count), random_state=3).fit(rows)
+    strange = random.normal(0, 3, size=(50, 5))
+    np.testing.assert_allclose(
+        isolation_of(own, strange), -model.score_samples(strange.astype(np.float32)), rtol=1e-6
+    )
 
 
 def test_the_mean_path_length_is_that_of_the_paper() -> None:
