@@ -84,8 +84,10 @@ class StreamingTail:
         share = columns["share"]
         bulk = np.fmax(bulk, share)
         start = columns["start"]
-        beyond = share * self._excess.survival(scores - start)
-        result = np.clip(np.where(scores > start, beyond, bulk), SMALLEST_P, 1.0)
+        # As it is kept: a score that equals the start must not lie above it by rounding.
+        above = exact.astype(float) - start
+        beyond = share * self._excess.survival(above)
+        result = np.clip(np.where(above > 0, beyond, bulk), SMALLEST_P, 1.0)
         ready = np.isfinite(scores) & (columns["bulk_next"] >= _LEAST_SCORES)
         return np.where(ready, result, np.nan)
 

@@ -215,6 +215,13 @@ def test_live_scores_that_never_move_are_usual_and_any_other_is_not() -> None:
     assert tail.p_values(np.array([0.0, 0.3])).tolist() == pytest.approx([1.0, 1 / 1025], rel=0.05)
 
 
+def test_live_values_that_repeat_are_not_rare_by_rounding() -> None:
+    steps = np.array([0.1, 0.2, 0.3])
+    scores = np.random.default_rng(0).choice(steps, size=(3000, 5))
+    p_values = follow(streaming(5), scores)[1500:]
+    assert p_values[scores[1500:] == 0.3].min() > 0.05  # a third of the values
+
+
 def test_the_tail_is_a_small_part_of_a_long_sample() -> None:
     assert tail_length(100) == 20
     assert tail_length(10_000) == 300
