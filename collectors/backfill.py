@@ -16,16 +16,12 @@ from pathlib import Path
 import structlog
 
 from collectors.backoff import Backoff
-from collectors.contract import CollectorError, Sample
-from collectors.fleet_reader import FleetReader, PrometheusQuery
-from collectors.pieces import read_in_pieces
-from collectors.promapi import Matrix, PrometheusClient, PrometheusError
+from collectors.contract import Sample
+from collectors.fleet_reader import PrometheusQuery
+from collectors.promapi import PrometheusClient
+from collectors.prometheus_history import PrometheusHistory
 
 log = structlog.get_logger(__name__)
-
-_POINTS_A_PIECE = 1000
-"""Bounds what one piece holds in memory: a thousand series make a million samples of it."""
-_A_MILLISECOND = 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,14 +104,19 @@ class Backfill:
         attempts: int = 5,
         backoff: Backoff | None = None,
     ) -> None:
-        self._client = client
-        self._reader = FleetReader("backfill", queries, exported=exported)
+        self._history = PrometheusHistory(
+            "backfill",
+            client,
+            queries,
+            exported=exported,
+            step_seconds=step_seconds,
+            lookback_seconds=lookback_seconds,
+            attempts=attempts,
+            backoff=backoff,
+        )
         self._write = write
         self._checkpoint = checkpoint
         self._step_seconds = step_seconds
-        self._lookback_seconds = max(lookback_seconds, step_seconds)
-        self._attempts = attempts
-        self._backoff = backoff or Backoff(1.0, 60.0)
 
     def run(
         self,
@@ -132,51 +133,20 @@ class Backfill:
             StoreError: when the store cannot be written.
         """
         stop = stop or threading.Event()
-        step = self._step_seconds
         # On one grid, so that a later run adds to this one instead of interleaving with it.
-        start, end = -(-start_seconds // step) * step, -(-end_seconds // step) * step
+        start, end = (self._history.on_steps(each) for each in (start_seconds, end_seconds))
         resumed = self._checkpoint.load(start)
         first = start if resumed is None else min(max(start, resumed), end)
         samples, done, whole, notes = 0, first, True, dict[str, None]()
-        pieces = read_in_pieces(
-            lambda begin, until: self._ask(begin, until, stop),
-            first, end, step_seconds=step, longest_seconds=_POINTS_A_PIECE * step,
-        )  # fmt: skip
-        for _, until, found in pieces:
+        for _, until, found in self._history.pieces(first, end, stop):
             samples += self._write(found)
-            missing = self._client.take_warnings()
-            notes |= dict.fromkeys([*missing, *self._reader.notes()])
+            missing, refused = self._history.take_notes()
+            notes |= dict.fromkeys([*missing, *refused])
             whole = whole and not missing
             if whole:
                 done = until
                 self._checkpoint.save(start, done)
-            progress((until - start) / max(end - start, step))
+            progress((until - start) / max(end - start, self._step_seconds))
             if stop.is_set():
                 break
         return Backfilled(samples, done, resumed, list(notes))
-
-    def _ask(self, begin: float, until: float, stop: threading.Event) -> Sequence[Sample]:
-        def fetch(promql: str) -> Matrix:
-            return self._client.query_range(
-                promql,
-                start_seconds=begin,
-                end_seconds=until - _A_MILLISECOND,
-                step_seconds=self._step_seconds,
-                lookback_seconds=self._lookback_seconds,
-            )
-
-        while True:
-            try:
-                found = self._reader.read(fetch)
-            except PrometheusError as error:
-                if error.too_much or not error.retryable:
-                    raise
-                wait = self._backoff.failed(error.retry_after_seconds)
-                if self._backoff.failures >= self._attempts:
-                    raise
-                log.warning("backfill_waits", seconds=round(wait, 1), reason=str(error))
-                if stop.wait(wait):
-                    raise CollectorError("stopped while the server was failing") from error
-                continue
-            self._backoff.succeeded()
-            return found

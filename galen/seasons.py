@@ -15,7 +15,7 @@ log = structlog.get_logger(__name__)
 Shapes = Mapping[SeriesKey, SeasonalShape]
 
 FIRST_FIT_SECONDS = 60.0
-_FIT_EVERY_SECONDS = 6 * 3600.0
+FIT_EVERY_SECONDS = 6 * 3600.0
 
 
 class SeasonFitter:
@@ -38,7 +38,7 @@ class SeasonFitter:
             self._next_seconds = now_seconds + FIRST_FIT_SECONDS
         idle = self._thread is None or not self._thread.is_alive()
         if idle and now_seconds >= self._next_seconds:
-            self._next_seconds = now_seconds + _FIT_EVERY_SECONDS
+            self._next_seconds = now_seconds + FIT_EVERY_SECONDS
             # A daemon: a fit is only read from the store, so the end of the process may cut it off.
             self._thread = threading.Thread(
                 target=self._run, args=(now_seconds,), name="seasons", daemon=True

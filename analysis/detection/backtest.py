@@ -1,90 +1,133 @@
 """Replays the live pipeline over stored history, tick by tick, exactly as it would have run.
 
-The replay is causal by construction: it feeds the same code one tick at a time and fits forests
-between the same ticks. Settings can be compared before they go live, and false alarms counted.
+The replay is causal by construction: it feeds the same code one tick at a time and fits forests and
+seasons between the same ticks. Settings can be compared before they go live, and false alarms counted.
+
+:func:`replay` does the work and :func:`judged` compares what it found with labels. Replays of parts of
+a fleet, with no entity in two of them, are joined by :func:`joined` before they are judged.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from analysis.detection.contract import Detections, FloatArray
+from analysis.detection.contract import FloatArray
 from analysis.detection.forest import SameThreadExecutor
 from analysis.detection.pipeline import DetectionPipeline
+from analysis.detection.replaying.advice import Advice, advise
+from analysis.detection.replaying.alarms import Alarm, AlarmRecorder, in_order
+from analysis.detection.replaying.judging import (
+    AlarmTable,
+    LabelledFault,
+    Quality,
+    Span,
+    constant_control,
+    judge,
+    random_control,
+)
+from analysis.detection.replaying.seasons import ReplayedSeasons, SeasonPlan
+from analysis.detection.replaying.ticks import COLUMNS, TickRows
+from analysis.detection.replaying.traces import KeptTraces, Trace, TraceRecorder
+from analysis.detection.replaying.trials import PolicyChange, PolicyTrial, changes_worth_trying
 from analysis.detection.seasonal_fit import DAY_SECONDS
 from analysis.detection.settings import DetectionSettings
-from analysis.history import History
-from collectors.contract import Sample, SeriesKey
+from analysis.detection.states import States
+from collectors.contract import SeriesKey
 from collectors.store.contract import SeriesReader
 
-_COLUMNS = ("time", "entity", "signal", "value")
-_CONTROL_ALARM_SECONDS = 60.0
+__all__ = [
+    "Alarm",
+    "BacktestResult",
+    "LabelledFault",
+    "Quality",
+    "Replayed",
+    "SeasonPlan",
+    "backtest",
+    "joined",
+    "judged",
+    "replay",
+]
+
+HistoryChunks = Iterable[tuple[float, pd.DataFrame]]
+"""History in chunks of time: up to when, exclusively, and the samples since the chunk before."""
 
 
 @dataclass(frozen=True, slots=True)
-class LabelledFault:
-    """A time in which something was wrong; alarms on its entities in it are right."""
+class Replayed:
+    """What the pipeline would have said, not yet compared with labels. Plain data: it can be sent."""
 
     start_seconds: float
     end_seconds: float
-    entities: Collection[str] = ()
-    """Entities that are affected; all where empty. Entities below one of them count as well."""
-    signals: Collection[str] = ()
-    """Signals that are affected; all where empty."""
+    """The last tick."""
+    judged_from_seconds: float
+    """Alarms raised earlier are left out: the live pipeline would have had its baselines."""
+    ticks: int
+    whole: bool
+    """False where it was stopped before the end of history."""
+    keys: Sequence[SeriesKey]
+    alarms: Sequence[Alarm]
+    realised_tail_rate: Mapping[SeriesKey, float]
+    traces: KeptTraces
+    trials: Mapping[PolicyChange, AlarmTable]
 
 
 @dataclass(frozen=True, slots=True)
-class Alarm:
-    """One anomaly from its first tick to its last."""
+class FaultOutcome:
+    """One labelled fault and the alarm that noticed it, if any."""
 
-    key: SeriesKey
-    onset_seconds: float
-    raised_seconds: float
-    last_seconds: float
-    highest_score: float
-    detectors: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Quality:
-    """How alarms compare with labelled faults. Controls are judged by the same measure."""
-
-    faults: int
-    detected: int
-    delay_seconds: tuple[float, ...]
-    """From the start of each detected fault to its first alarm."""
-    false_alarms: int
-    false_alarms_per_series_day: float
+    fault: LabelledFault
+    alarm: Alarm | None
 
 
 @dataclass(frozen=True, slots=True)
 class BacktestResult:
-    """What the pipeline would have said."""
+    """What the pipeline would have said, and whether it was right."""
 
     start_seconds: float
     end_seconds: float
+    """The last tick."""
+    judged_from_seconds: float
     ticks: int
+    whole: bool
+    """False where the replay was stopped before the end of history."""
     series: int
     alarms: Sequence[Alarm]
+    right: Sequence[bool]
+    """For each alarm whether it overlaps a fault that concerns it."""
+    faults: Sequence[FaultOutcome]
+    """Labelled faults within the time that was judged."""
+    faults_outside: int
+    """Labelled faults that were not, and do not count."""
     realised_tail_rate: Mapping[SeriesKey, float]
     """Share of the normal values of each series that scored above 1; the nominal rate is a setting."""
     quality: Quality
     controls: Mapping[str, Quality]
     """``random``: as many alarms at random times and series; ``always``: an alarm for all the time."""
+    traces: Sequence[Trace]
+    """What series looked like around alarms and missed faults, as far as they were kept."""
+    advice: Advice
 
     def alarms_per_series_day(self) -> Mapping[SeriesKey, float]:
         """Return the alarms of each series with any, per day."""
-        days = max(self.end_seconds - self.start_seconds, 1.0) / DAY_SECONDS
+        days = max(self.end_seconds - self.judged_from_seconds, 1.0) / DAY_SECONDS
         counts: dict[SeriesKey, int] = {}
         for alarm in self.alarms:
             counts[alarm.key] = counts.get(alarm.key, 0) + 1
         return {key: count / days for key, count in sorted(counts.items())}
+
+    def detector_shares(self) -> Mapping[str, float]:
+        """Return the share of alarms in which each detector scored above 1; they overlap."""
+        counts: dict[str, int] = {}
+        for alarm in self.alarms:
+            for name in alarm.detectors:
+                counts[name] = counts.get(name, 0) + 1
+        total = max(len(self.alarms), 1)
+        ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        return {name: count / total for name, count in ranked}
 
 
 def backtest(
@@ -93,14 +136,12 @@ def backtest(
     start_seconds: float,
     end_seconds: float,
     *,
-    labels: Sequence[LabelledFault] | None = None,
+    labels: Sequence[LabelledFault] = (),
     tick_seconds: float | None = None,
-    tick_times: Sequence[float] | None = None,
-    progress: Callable[[float], None] | None = None,
     warmup_seconds: float = 120.0,
     seed: int = 0,
 ) -> BacktestResult:
-    """Replay ``start <= time < end``.
+    """Replay ``start <= time < end`` of a table or a store that fits into memory, and judge it.
 
     Args:
         source: a long table with ``time``, ``entity``, ``signal``, ``value``, or a series store.
@@ -109,115 +150,244 @@ def backtest(
         end_seconds: the first time that is not.
         labels: when something was wrong; without them every alarm counts as false.
         tick_seconds: distance of the ticks; by default the usual distance of the times in the data.
-        tick_times: when the live pipeline ticked, rising; a sample belongs to the first tick that is
-            not before it. With them each score is the live one; ``tick_seconds`` is then not used.
-        progress: told the replayed share, 0 to 1, after each tick.
-        warmup_seconds: alarms raised this soon after the start are left out: the live pipeline
-            would have had its baselines.
+        warmup_seconds: alarms raised this soon after the start are left out.
         seed: of the random control.
 
     Raises:
         ValueError: when columns are missing or there is nothing in the window.
     """
     frame = _load(source, start_seconds, end_seconds)
-    if tick_times is None:
-        step = _usual_step(frame) if tick_seconds is None else tick_seconds
-        replayed = _ticks(frame, start_seconds, step)
+    replayed = replay(
+        [(np.inf, frame)],
+        settings,
+        start_seconds,
+        labels=labels,
+        tick_seconds=tick_seconds,
+        warmup_seconds=warmup_seconds,
+    )
+    return judged(replayed, settings, labels, seed=seed)
+
+
+def replay(
+    chunks: HistoryChunks,
+    settings: DetectionSettings,
+    start_seconds: float,
+    *,
+    labels: Sequence[LabelledFault] = (),
+    tick_seconds: float | None = None,
+    watch_entity: str | None = None,
+    seasons: SeasonPlan | None = None,
+    warmup_seconds: float = 120.0,
+    progress: Callable[[float], None] | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Replayed:
+    """Run the live pipeline over history that comes in chunks of time.
+
+    Memory is bounded by one chunk and by what is kept a series, whatever the length of history.
+
+    Args:
+        chunks: history, oldest first; the last one may reach to infinity.
+        settings: of detection.
+        start_seconds: where the grid of ticks begins.
+        labels: labelled faults; they change nothing but what is kept to be shown.
+        tick_seconds: distance of the ticks; by default the usual distance of the times in the data.
+        watch_entity: whose samples say when the watch loop ticked; the replay then ticks then.
+        seasons: when the watch loop fits seasonal shapes; None fits none.
+        warmup_seconds: alarms raised this soon after the first tick are left out.
+        progress: told the time of each tick.
+        stop: asked after each tick; what was replayed so far is returned when it says yes.
+
+    Raises:
+        ValueError: when there is no sample in history.
+    """
+    rows = TickRows(start_seconds, step_seconds=tick_seconds, watch_entity=watch_entity)
+    run = _Run(settings, rows, labels, seasons)
+    whole = True
+    for until, frame in chunks:
+        for now, row in rows.take(frame, until):
+            run.tick(now, row)
+            if progress is not None:
+                progress(now)
+            if stop():
+                whole = False
+                break
+        if not whole or stop():
+            whole = False
+            break
     else:
-        replayed = _ticks_at(frame, tick_times, (start_seconds, end_seconds))
-    history = History(capacity_ticks=4)
-    pipeline = DetectionPipeline(settings, history, executor=SameThreadExecutor())
-    recorder = _Recorder()
-    ticks, now = 0, start_seconds
-    for now, samples in replayed:
-        recorder.take(pipeline.tick(now, history.append(now, samples)))
-        ticks += 1
-        if progress is not None:
-            progress(min(1.0, (now - start_seconds) / (end_seconds - start_seconds)))
-    judged_from = start_seconds + warmup_seconds
-    alarms = [alarm for alarm in recorder.alarms() if alarm.raised_seconds > judged_from]
-    faults, keys, span = list(labels or ()), list(history.keys), (judged_from, now)
-    return BacktestResult(
-        start_seconds=start_seconds,
-        end_seconds=end_seconds,
-        ticks=ticks,
-        series=len(keys),
-        alarms=alarms,
-        realised_tail_rate=pipeline.realised_tail_rate,
-        quality=_judge(alarms, faults, len(keys), span),
-        controls={
-            "random": _judge(_random_alarms(alarms, keys, span, seed), faults, len(keys), span),
-            "always": _judge(_constant_alarms(keys, span), faults, len(keys), span),
-        },
+        for now, row in rows.take(_nothing(), np.inf):
+            run.tick(now, row)
+    if not run.ticks:
+        raise ValueError("there is nothing to replay in that time")
+    return run.result(whole=whole, warmup_seconds=warmup_seconds)
+
+
+def joined(parts: Sequence[Replayed]) -> Replayed:
+    """Join replays of the same time with no entity in two of them."""
+    changes = list(parts[0].trials)
+    tables = {}
+    for change in changes:
+        table = parts[0].trials[change]
+        for part in parts[1:]:
+            table = table.plus(part.trials[change])
+        tables[change] = table
+    return Replayed(
+        start_seconds=min(part.start_seconds for part in parts),
+        end_seconds=max(part.end_seconds for part in parts),
+        judged_from_seconds=min(part.judged_from_seconds for part in parts),
+        ticks=max(part.ticks for part in parts),
+        whole=all(part.whole for part in parts),
+        keys=[key for part in parts for key in part.keys],
+        alarms=in_order([alarm for part in parts for alarm in part.alarms]),
+        realised_tail_rate={k: r for part in parts for k, r in part.realised_tail_rate.items()},
+        traces=KeptTraces.joined([part.traces for part in parts]),
+        trials=tables,
     )
 
 
-class _Recorder:
-    """Joins the anomalies of successive ticks into alarms."""
+def judged(
+    replayed: Replayed,
+    settings: DetectionSettings,
+    labels: Sequence[LabelledFault] = (),
+    *,
+    seed: int = 0,
+) -> BacktestResult:
+    """Compare what a replay found with labels, and with controls; say what would have helped.
 
-    def __init__(self) -> None:
-        self._open: dict[SeriesKey, Alarm] = {}
-        self._closed: list[Alarm] = []
+    Args:
+        replayed: what the pipeline would have said.
+        settings: those of the replay.
+        labels: the labels that were given to the replay.
+        seed: of the random control.
+    """
+    span: Span = (replayed.judged_from_seconds, replayed.end_seconds)
+    places = [at for at, fault in enumerate(labels) if fault.within(span)]
+    faults = [labels[at] for at in places]
+    series = len(replayed.keys)
+    verdict = judge(AlarmTable.of(replayed.alarms), faults, series, span)
+    noticed = [None if at is None else replayed.alarms[at] for at in verdict.first_alarm]
+    missed = [at for at, alarm in zip(places, noticed, strict=True) if alarm is None]
+    return BacktestResult(
+        start_seconds=replayed.start_seconds,
+        end_seconds=replayed.end_seconds,
+        judged_from_seconds=replayed.judged_from_seconds,
+        ticks=replayed.ticks,
+        whole=replayed.whole,
+        series=series,
+        alarms=replayed.alarms,
+        right=verdict.right.tolist(),
+        faults=[FaultOutcome(*pair) for pair in zip(faults, noticed, strict=True)],
+        faults_outside=len(labels) - len(faults),
+        realised_tail_rate=replayed.realised_tail_rate,
+        quality=verdict.quality,
+        controls={
+            "random": random_control(len(replayed.alarms), faults, replayed.keys, span, seed),
+            "always": constant_control(faults, replayed.keys, span),
+        },
+        traces=replayed.traces.chosen(replayed.alarms, missed),
+        advice=advise(replayed.trials, settings, faults, replayed.keys, span),
+    )
 
-    def take(self, detections: Detections) -> None:
-        active = {SeriesKey(found.entity, found.signal): found for found in detections.anomalies}
-        ended = [key for key in self._open if key not in active]
-        self._closed.extend(self._open.pop(key) for key in ended)
-        for key, anomaly in active.items():
-            known = self._open.get(key)
-            self._open[key] = Alarm(
-                key=key,
-                onset_seconds=anomaly.onset_seconds if known is None else known.onset_seconds,
-                raised_seconds=detections.time_seconds if known is None else known.raised_seconds,
-                last_seconds=detections.time_seconds,
-                highest_score=max(anomaly.score, known.highest_score if known else 0.0),
-                detectors=anomaly.detectors,
-            )
 
-    def alarms(self) -> list[Alarm]:
-        return sorted(
-            (*self._closed, *self._open.values()),
-            key=lambda alarm: (alarm.raised_seconds, alarm.key),
+class _Run:
+    """The pipeline and all that looks at its ticks."""
+
+    def __init__(
+        self,
+        settings: DetectionSettings,
+        rows: TickRows,
+        labels: Sequence[LabelledFault],
+        seasons: SeasonPlan | None,
+    ) -> None:
+        self._rows = rows
+        self.keys: Sequence[SeriesKey] = ()
+        """Every series that was seen."""
+        self._columns: Sequence[SeriesKey] = ()
+        """The series of the pipeline's columns."""
+        self._pipeline = DetectionPipeline(settings, rows, executor=SameThreadExecutor())
+        self._recorder = AlarmRecorder()
+        self._traces = TraceRecorder(labels)
+        self._trials = [
+            PolicyTrial(change, settings.alerts) for change in changes_worth_trying(settings.alerts)
+        ]
+        self._seasons = None if seasons is None else ReplayedSeasons(seasons)
+        self._first = self._last = np.nan
+        self.ticks = 0
+
+    def tick(self, now: float, row: FloatArray) -> None:
+        if not self.ticks:
+            self._first = now
+        self._last = now
+        self.ticks += 1
+        names = self._pipeline.keys
+        detections = self._pipeline.tick(now, row)
+        # The tick is told in the columns before series were retired at its end.
+        retired = self._pipeline.keys is not names
+        self._note_keys(row, names if retired else self._pipeline.keys, retired=retired)
+        begun, ended = self._recorder.take(detections)
+        if isinstance(detections.states, States):
+            self._traces.take(now, detections.states.arrays, self._columns, begun, ended)
+        self._try_policies(retired=retired)
+        if retired:
+            self._forget_retired()
+        if self._seasons is not None:
+            shapes = self._seasons.take(now, row, self.keys)
+            if shapes:
+                self._pipeline.adopt_shapes(shapes)
+
+    def _note_keys(self, row: FloatArray, names: Sequence[SeriesKey], *, retired: bool) -> None:
+        if len(row) > len(self.keys):
+            self.keys = self._rows.keys[: len(row)]
+        if len(names) > len(self._columns) or retired:
+            self._columns = tuple(names)
+
+    def _try_policies(self, *, retired: bool) -> None:
+        inputs = self._pipeline.channels.inputs
+        if inputs is None:
+            return
+        still = self._pipeline.channels.statistical.deviating
+        # With the columns moved, what was re-based at this one tick is not known.
+        rebased = np.zeros_like(inputs.deviating) if retired else inputs.deviating & ~still
+        for trial in self._trials:
+            trial.take(inputs, self._share if retired else self._pipeline.share_with_least, rebased)
+
+    def _share(self, _factor: float) -> FloatArray:
+        return np.ones(len(self._columns))
+
+    def _forget_retired(self) -> None:
+        left = set(self._pipeline.keys)
+        kept = np.array([key in left for key in self._columns], dtype=bool)
+        for trial in self._trials:
+            trial.keep(kept, self._columns)
+        self._traces.keep(kept)
+        self._columns = tuple(self._pipeline.keys)
+
+    def result(self, *, whole: bool, warmup_seconds: float) -> Replayed:
+        judged_from = self._first + warmup_seconds
+        kept = [alarm for alarm in self._recorder.alarms() if alarm.raised_seconds > judged_from]
+        return Replayed(
+            start_seconds=self._first,
+            end_seconds=self._last,
+            judged_from_seconds=min(judged_from, self._last),
+            ticks=self.ticks,
+            whole=whole,
+            keys=self.keys,
+            alarms=kept,
+            realised_tail_rate=self._pipeline.realised_tail_rate,
+            traces=self._traces.kept(),
+            trials={
+                trial.change: trial.table(self._columns, judged_from) for trial in self._trials
+            },
         )
-
-
-def _ticks(
-    frame: pd.DataFrame, start_seconds: float, step: float
-) -> Iterator[tuple[float, list[Sample]]]:
-    """Yield the samples of each tick; ticks without any are yielded too, as they would have run."""
-    slots = np.floor((frame["time"].to_numpy() - start_seconds) / step).astype(np.int64)
-    numbers = np.arange(slots[0], slots[-1] + 1)
-    bounds = np.searchsorted(slots, np.append(numbers, numbers[-1] + 1))
-    # The time of a tick is its end: a live tick has seen all that came in it.
-    yield from _cut(frame, start_seconds + (numbers + 1) * step, bounds)
-
-
-def _ticks_at(
-    frame: pd.DataFrame, tick_times: Sequence[float], span: tuple[float, float]
-) -> Iterator[tuple[float, list[Sample]]]:
-    """Yield the samples of each tick of the live loop; those after the last tick were never seen."""
-    ticks = np.asarray(tick_times, dtype=float)
-    ticks = ticks[(ticks >= span[0]) & (ticks < span[1])]
-    ends = np.searchsorted(frame["time"].to_numpy(), ticks, side="right")
-    yield from _cut(frame, ticks, np.concatenate(([0], ends)))
-
-
-def _cut(
-    frame: pd.DataFrame, ticks: FloatArray, bounds: NDArray[np.intp]
-) -> Iterator[tuple[float, list[Sample]]]:
-    columns = [frame[name].to_numpy() for name in _COLUMNS]
-    for now, (first, last) in zip(ticks, itertools.pairwise(bounds), strict=True):
-        rows = zip(*(column[first:last] for column in columns), strict=True)
-        yield float(now), [Sample(float(t), str(e), str(s), float(v)) for t, e, s, v in rows]
 
 
 def _load(
     source: pd.DataFrame | SeriesReader, start_seconds: float, end_seconds: float
 ) -> pd.DataFrame:
     if isinstance(source, pd.DataFrame):
-        missing = [name for name in _COLUMNS if name not in source.columns]
+        missing = [name for name in COLUMNS if name not in source.columns]
         if missing:
-            raise ValueError(f"the table has no column {missing[0]!r}; it needs {list(_COLUMNS)}")
+            raise ValueError(f"the table has no column {missing[0]!r}; it needs {list(COLUMNS)}")
         inside = (source["time"] >= start_seconds) & (source["time"] < end_seconds)
         frame = source[inside].sort_values("time", kind="stable")
     else:
@@ -227,66 +397,5 @@ def _load(
     return frame
 
 
-def _usual_step(frame: pd.DataFrame) -> float:
-    times = np.unique(frame["time"].to_numpy(dtype=float))
-    return float(np.median(np.diff(times))) if len(times) > 1 else 1.0
-
-
-def _judge(
-    alarms: Sequence[Alarm],
-    faults: Sequence[LabelledFault],
-    series: int,
-    span: tuple[float, float],
-) -> Quality:
-    delays: list[float] = []
-    right: set[int] = set()
-    for fault in faults:
-        hits = [
-            index
-            for index, alarm in enumerate(alarms)
-            if _concerns(fault, alarm.key)
-            and alarm.last_seconds >= fault.start_seconds
-            and alarm.raised_seconds <= fault.end_seconds
-        ]
-        right.update(hits)
-        # An alarm that was on before the fault has not noticed it.
-        fresh = [
-            alarms[index].raised_seconds - fault.start_seconds
-            for index in hits
-            if alarms[index].raised_seconds >= fault.start_seconds
-        ]
-        if fresh:
-            delays.append(min(fresh))
-    false = len(alarms) - len(right)
-    series_days = series * max(span[1] - span[0], 1.0) / DAY_SECONDS
-    return Quality(len(faults), len(delays), tuple(delays), false, false / max(series_days, 1e-12))
-
-
-def _concerns(fault: LabelledFault, key: SeriesKey) -> bool:
-    if fault.signals and key.signal not in fault.signals:
-        return False
-    return not fault.entities or any(
-        key.entity == name or key.entity.startswith(f"{name}/") for name in fault.entities
-    )
-
-
-def _random_alarms(
-    alarms: Sequence[Alarm], keys: Sequence[SeriesKey], span: tuple[float, float], seed: int
-) -> list[Alarm]:
-    random = np.random.default_rng(seed)
-    times = np.sort(random.uniform(*span, len(alarms)))
-    chosen = random.integers(0, len(keys), len(alarms))
-    return [
-        Alarm(keys[at], float(t), float(t), float(t) + _CONTROL_ALARM_SECONDS, 1.0, ("random",))
-        for at, t in zip(chosen, times, strict=True)
-    ]
-
-
-def _constant_alarms(keys: Sequence[SeriesKey], span: tuple[float, float]) -> list[Alarm]:
-    """Return what raises every series anew each minute: it notices all faults and is always wrong."""
-    starts = np.arange(span[0], span[1], _CONTROL_ALARM_SECONDS)
-    return [
-        Alarm(key, float(at), float(at), float(at) + _CONTROL_ALARM_SECONDS, 1.0, ("always",))
-        for at in starts
-        for key in keys
-    ]
+def _nothing() -> pd.DataFrame:
+    return pd.DataFrame({"time": [], "entity": [], "signal": [], "value": []})

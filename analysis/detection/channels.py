@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +42,23 @@ class Moment:
     p_value: FloatArray
 
 
+@dataclass(frozen=True, slots=True)
+class PolicyInputs:
+    """What both alert policies were given at one tick, each array ``[series]``."""
+
+    seconds: float
+    statistical: FloatArray
+    hard: FloatArray
+    direction: NDArray[np.int8]
+    minimum_values: NDArray[Any]
+    minimum_seconds: NDArray[Any]
+    hard_values: NDArray[Any]
+    hard_seconds: NDArray[Any]
+    hard_hold_seconds: NDArray[Any]
+    deviating: NDArray[np.bool_]
+    """What the statistical channel then held for deviating, before any re-base."""
+
+
 class Channels:
     """Holds which deviations are pending and which are raised."""
 
@@ -49,6 +67,7 @@ class Channels:
         self._profiles = profiles
         self.statistical = AlertPolicy(settings)
         self.hard = AlertPolicy(settings)
+        self.inputs: PolicyInputs | None = None
 
     @property
     def active(self) -> NDArray[np.bool_]:
@@ -87,6 +106,18 @@ class Channels:
         values, seconds, hold = limits.durations
         self.hard.update(
             moment.seconds, hard, minimum_values=values, minimum_seconds=seconds, hold_seconds=hold
+        )
+        self.inputs = PolicyInputs(
+            moment.seconds,
+            statistical,
+            hard,
+            moment.direction,
+            profiles["minimum_values"],
+            profiles["minimum_seconds"],
+            values,
+            seconds,
+            hold,
+            self.statistical.deviating,
         )
         return np.asarray((np.nan_to_num(statistical) > 1.0) | (np.nan_to_num(hard) > 1.0))
 

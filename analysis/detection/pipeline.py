@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import structlog
@@ -40,7 +41,6 @@ from analysis.detection.state_file import Parts, read_state, write_state
 from analysis.detection.states import DOWN, NORMAL, UP, States, TickArrays
 from analysis.detection.trend import Trend
 from analysis.findings import Anomaly
-from analysis.history import History
 from collectors.contract import SeriesKey
 
 _log = structlog.get_logger(__name__)
@@ -49,13 +49,28 @@ _COUNTING = ("baseline", "peers")
 """Detectors that judge a counter by its increase."""
 
 
+class SeriesNames(Protocol):
+    """Where the names and labels of a row's series come from; :class:`History` is one."""
+
+    @property
+    def keys(self) -> Sequence[SeriesKey]:
+        """Every series seen; the position is the column."""
+
+    @property
+    def layout(self) -> int:
+        """A number that changes when columns mean other series than before."""
+
+    def labels(self, key: SeriesKey, /) -> Mapping[str, str]:
+        """Return the labels of a series' newest sample."""
+
+
 class DetectionPipeline:
     """Runs all detectors over each tick. Not thread-safe: one loop calls it."""
 
     def __init__(
         self,
         settings: DetectionSettings,
-        history: History,
+        history: SeriesNames,
         *,
         executor: Executor | None = None,
         limits: Mapping[str, LimitRule] | None = None,
@@ -116,6 +131,20 @@ class DetectionPipeline:
         """The share of normal values of each series whose baseline score was above 1."""
         rates = self._baseline.tail.realised_rate()
         return {key: float(rates[column]) for key, column in self._index.items()}
+
+    @property
+    def keys(self) -> Sequence[SeriesKey]:
+        """The series of the columns; another object once series were retired."""
+        return self._keys
+
+    @property
+    def channels(self) -> Channels:
+        """What the alert policy was given at the newest tick, for trials of other policies."""
+        return self._channels
+
+    def share_with_least(self, factor: float) -> FloatArray:
+        """Return the share ``[series]`` of the newest baseline scores that larger deadbands leave."""
+        return self._baseline.share_with_least(factor)
 
     def tick(self, now_seconds: float, row: FloatArray) -> Detections:
         """Score one tick.

@@ -76,6 +76,8 @@ class SeasonalBaseline:
         self._season = np.empty(0)
         nothing = np.empty(0)
         self._reading = Reading(nothing, nothing, nothing)
+        self._distance: FloatArray = nothing
+        self._raw: FloatArray = nothing
 
     @property
     def warmed_up(self) -> NDArray[np.bool_]:
@@ -180,6 +182,15 @@ class SeasonalBaseline:
         self._learn(time_seconds, position, given, learn, threshold)
         return result
 
+    def share_with_least(self, factor: float) -> FloatArray:
+        """Return the share ``[series]`` of the newest scores that a larger least deviation leaves.
+
+        Args:
+            factor: how many times larger the least deviation that can matter would be.
+        """
+        raw = np.maximum(np.nan_to_num(self._raw), 1e-12)
+        return np.asarray(np.minimum(1.0, np.nan_to_num(self._distance) / (factor * raw)))
+
     def dismiss(self, values: FloatArray) -> None:
         """Learn that deviations of so many values ``[series]`` were none: the tail is heavier."""
         self._tail.add_dismissed(values)
@@ -212,7 +223,9 @@ class SeasonalBaseline:
         """Return the lesser of two ratios: to the threshold, and to the least deviation of interest."""
         by_spread = np.abs(error) / np.maximum(threshold, 1e-12)
         least = np.maximum(self._profiles["least"].astype(float), 1e-12)
-        return np.asarray(np.minimum(by_spread, np.abs(values - expected) / least))
+        self._distance = np.abs(values - expected) / least
+        self._raw = np.minimum(by_spread, self._distance)
+        return np.asarray(self._raw)
 
     def _idle(self, expected: FloatArray) -> NDArray[np.bool_]:
         """Return which load-like series stand still; traffic that starts begins a new baseline."""

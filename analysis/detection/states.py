@@ -90,6 +90,11 @@ class States(Mapping[SeriesKey, SignalState]):
         self._arrays = arrays
         self._names = names
 
+    @property
+    def arrays(self) -> TickArrays:
+        """The same as arrays ``[series]``."""
+        return self._arrays
+
     def __getitem__(self, key: SeriesKey) -> SignalState:
         column = self._index[key]
         if column >= self._count:

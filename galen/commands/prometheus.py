@@ -91,10 +91,10 @@ def backfill(
 
     stop = stop_on_signals()
     call = invocation(config, state_dir)
-    chosen = _target(call.settings, target)
+    chosen = prometheus_target(call.settings, target)
     queries = own_queries(chosen)
     with ExitStack() as stack:
-        client = _client(chosen)
+        client = prometheus_client(chosen)
         stack.callback(client.close)
         store = stack.enter_context(store_writer(call.paths))
         asked = queries or default_queries()
@@ -159,8 +159,8 @@ def check(
     from collectors.promapi import Matrix
     from collectors.prometheus import default_queries, own_queries
 
-    chosen = _target(invocation(config, None).settings, target)
-    client = _client(chosen)
+    chosen = prometheus_target(invocation(config, None).settings, target)
+    client = prometheus_client(chosen)
     queries = own_queries(chosen)
     reader = FleetReader(chosen.name, queries or default_queries(), exported=not queries)
     exported = 0
@@ -200,7 +200,12 @@ def check(
     raise typer.Exit(0 if well else 1)
 
 
-def _target(settings: Settings, given: str | None) -> PrometheusTarget:
+def prometheus_target(settings: Settings, given: str | None) -> PrometheusTarget:
+    """Return the configured server of a name, the one of an address, or the only configured one.
+
+    Raises:
+        ConfigError: when it is none of these.
+    """
     from collectors.settings import PrometheusTarget
 
     configured = {target.name: target for target in settings.collectors.prometheus}
@@ -222,7 +227,8 @@ def _target(settings: Settings, given: str | None) -> PrometheusTarget:
         ) from error
 
 
-def _client(target: PrometheusTarget) -> PrometheusClient:
+def prometheus_client(target: PrometheusTarget) -> PrometheusClient:
+    """Return a client that is patient enough for range queries."""
     from collectors.promapi import PrometheusClient
 
     deadline = max(target.deadline_seconds, _DEADLINE_SECONDS)

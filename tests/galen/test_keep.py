@@ -81,25 +81,6 @@ def test_wrong_usage_of_the_store_is_said(state: Path) -> None:
     assert not Path("elsewhere").exists()
 
 
-def test_a_backtest_tells_alarms_and_controls_and_ends_as_it_found(state: Path) -> None:
-    rows = [f"{1000 + at},service/llm,engine_up,{0 if 300 <= at < 330 else 1}" for at in range(400)]
-    Path("long.csv").write_text("\n".join(["time,entity,signal,value", *rows]) + "\n")
-    Path("right.csv").write_text("start,end\n1299,1331\n")
-    Path("wrong.csv").write_text("start,end\n1200,1210\n")
-    found = run("backtest", "--source", "long.csv", "--json")
-    document = json.loads(found.stdout)
-    assert found.exit_code == 1
-    assert [alarm["signal"] for alarm in document["alarms"]] == ["engine_up"]
-    assert [each["name"] for each in document["qualities"]] == ["galen", "random", "always"]
-    right = run("backtest", "--source", "long.csv", "--labels", "right.csv", "--out", "new/r.html")
-    assert right.exit_code == 0
-    assert "1 of 1" in right.stdout
-    assert "engine_up" in Path("new/r.html").read_text()
-    assert run("backtest", "--source", "long.csv", "--labels", "wrong.csv").exit_code == 1
-    assert run("backtest", "--source", "long.csv", "--until", "1250").exit_code == 0
-    error_of(run("backtest", "--source", "long.csv", "--since", "5000"), ConfigError)
-
-
 def test_an_agent_needs_an_address_and_a_token_that_can_be_read(state: Path) -> None:
     assert "--push" in error_of(run("agent"), ConfigError).fix
     assert "address" in str(error_of(run("agent", "--push", "prometheus:9090"), ConfigError))

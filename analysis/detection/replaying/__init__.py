@@ -1,0 +1,1 @@
+"""Live detection over stored history: ticks, alarms, what was around them, and how good they were."""

@@ -1,0 +1,1 @@
+"""What `galen backtest` replays, and how the result is told."""
