@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from analysis.detection.fleet.settings import FleetSettings
 from analysis.detection.settings import DetectionSettings
 from analysis.diagnosis.settings import ContextSettings, DiagnosisSettings, MemorySettings
 
@@ -82,6 +83,16 @@ class AnalysisSettings(BaseModel):
 
     detection: DetectionSettings = Field(
         default_factory=DetectionSettings, description="How normal is learned, and what is not."
+    )
+    scheduler: str | None = Field(
+        None,
+        pattern=r"^(local|[a-z]+://[^@\s]+)$",
+        max_length=1024,
+        description="Dask scheduler that `galen detect` and `galen backtest` of a Prometheus use, such "
+        "as tcp://scheduler:8786; local is a process a core; null is this process.",
+    )
+    fleet: FleetSettings = Field(
+        default_factory=FleetSettings, description="How a fleet is divided among workers."
     )
     diagnosis: DiagnosisSettings = Field(
         default_factory=DiagnosisSettings, description="How evidence is weighed."

@@ -166,18 +166,18 @@ def selectors(
     Args:
         names: canonical signals.
         matchers: labels that the series must have besides.
-        entities: what the series may be about, or anything. Where these are too many for a query all
-            are asked for: whoever needs only some has to look.
+        entities: what the series may be about, or anything. Many are divided among several selectors.
     """
     # `entity` is on every series that Galen's exporter and agent write, and on no other.
-    which = '!=""'
+    which = ['!=""']
     if entities is not None:
-        alternatives = "|".join(re.escape(entity) for entity in sorted(entities))
-        if len(alternatives) < MAX_QUERY_CHARACTERS // 4:
-            which = f"=~{_quoted(alternatives)}"
-    more = "".join(f",{label}={_quoted(text)}" for label, text in (matchers or {}).items())
+        escaped = [re.escape(entity) for entity in sorted(entities)]
+        parts = _chunks(escaped, len, MAX_QUERY_CHARACTERS // 4)
+        which = [f"=~{quoted('|'.join(part))}" for part in parts]
+    more = "".join(f",{label}={quoted(text)}" for label, text in (matchers or {}).items())
     for some in _chunks(list(names), len):
-        yield f'{{__name__=~"{"|".join(some)}",entity{which}{more}}}'
+        for whom in which:
+            yield f'{{__name__=~"{"|".join(some)}",entity{whom}{more}}}'
 
 
 def _described(query: PrometheusQuery, name: str, labels: Mapping[str, str]) -> Mapping[str, str]:
@@ -188,7 +188,8 @@ def _described(query: PrometheusQuery, name: str, labels: Mapping[str, str]) -> 
     return about
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
+    """Return a text as a string of PromQL."""
     escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
     return f'"{escaped}"'
 
@@ -215,12 +216,14 @@ def _portions(queries: Sequence[PrometheusQuery]) -> Iterator[Sequence[Prometheu
             yield some[first : first + _MAX_AT_ONCE]
 
 
-def _chunks(items: Sequence[T], length: Callable[[T], int]) -> Iterator[Sequence[T]]:
+def _chunks(
+    items: Sequence[T], length: Callable[[T], int], longest: int = MAX_QUERY_CHARACTERS
+) -> Iterator[Sequence[T]]:
     """Divide items so that each part is shorter than a query may be."""
     part: list[T] = []
     characters = 0
     for item in items:
-        if part and characters + length(item) + 1 > MAX_QUERY_CHARACTERS:
+        if part and characters + length(item) + 1 > longest:
             yield part
             part, characters = [], 0
         part.append(item)

@@ -214,6 +214,30 @@ class PrometheusClient:
             )
         )
 
+    def series(
+        self, selector: str, *, start_seconds: float, end_seconds: float
+    ) -> list[Mapping[str, str]]:
+        """Return the labels of the series of a selector that may have samples in a time.
+
+        Servers answer from their index, by blocks or days: a series that just missed the time may be
+        among them. Keep the selector short: it travels in the address.
+
+        Raises:
+            PrometheusError: when the server cannot be reached or refuses.
+        """
+        start, end = (datetime.fromtimestamp(at, UTC) for at in (start_seconds, end_seconds))
+        found = self._ask(
+            lambda: self._connection.get_series(start, end, {"match[]": selector} | _AS_ASKED)
+        )
+        try:
+            return [{str(name): str(text) for name, text in one.items()} for one in found]
+        except AttributeError as error:
+            raise PrometheusError(
+                f"{self._place} did not answer with series: {error!r}",
+                retryable=False,
+                fix="check that this is the address of a Prometheus",
+            ) from error
+
     def clock_skew_seconds(self, *, wall: Callable[[], float] = time.time) -> float:
         """Return how far the server's clock is ahead of ours, give or take half of the round trip.
 
@@ -362,6 +386,7 @@ class _Session(requests.Session):
             given["data"] = given.pop("params", None)
         given["headers"] = self._access.request_headers() | {"Accept-Encoding": "gzip"}
         given["timeout"] = self._deadline_seconds
+        given.pop("allow_redirects", None)  # what Session.get would do; see below
         started = self._monotonic()
         with super().request(method, url, **given, stream=True, allow_redirects=False) as response:
             self.answer = _Answer(response, self._read(response, started))

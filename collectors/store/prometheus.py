@@ -10,13 +10,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import TypeVar
 
+import numpy as np
 import pandas as pd
 import structlog
+from numpy.typing import NDArray
 
 from collectors.access import HttpAccess
 from collectors.contract import CollectorError, SeriesKey
-from collectors.fleet_reader import selectors
+from collectors.fleet_reader import quoted, selectors
 from collectors.pieces import read_in_pieces
 from collectors.promapi import Matrix, PrometheusClient
 from collectors.signals import catalogue
@@ -24,6 +27,8 @@ from collectors.store.contract import SeriesInfo, StoreError, check_resolution
 from collectors.store.frames import rolled_up, sample_frame
 
 log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 _IDENTITY_LABELS = ("__name__", "job", "instance", "entity")
 _A_MILLISECOND = 0.001
@@ -41,6 +46,8 @@ class PrometheusSeriesReader:
         url: Prometheus' base address.
         access: credentials and TLS.
         step_seconds: the resolution of reads; None reads every sample at its own time.
+        step_lookback_seconds: how old a sample may be to stand for a step; servers that do not know
+            the parameter use their own, which by default is five minutes.
         lookback_seconds: how far back a series may have its newest sample to be listed.
         history_seconds: how far back an unbounded read goes.
         deadline_seconds: the longest that one request may take; a read may need several.
@@ -54,6 +61,7 @@ class PrometheusSeriesReader:
         *,
         access: HttpAccess | None = None,
         step_seconds: float | None = None,
+        step_lookback_seconds: float | None = None,
         lookback_seconds: float = 300.0,
         history_seconds: float = 31 * 86_400.0,
         deadline_seconds: float = 30.0,
@@ -62,6 +70,7 @@ class PrometheusSeriesReader:
     ) -> None:
         self._client = PrometheusClient(url, access=access, deadline_seconds=deadline_seconds)
         self._step_seconds = step_seconds
+        self._step_lookback_seconds = step_lookback_seconds
         self._lookback_seconds = lookback_seconds
         self._history_seconds = history_seconds
         self._matchers = matchers
@@ -90,6 +99,21 @@ class PrometheusSeriesReader:
                     newest[key] = SeriesInfo(key, _descriptive(labels), whole[0][0], *whole[-1])
         return list(newest.values())
 
+    def keys(self, *, start_seconds: float, end_seconds: float) -> list[SeriesKey]:
+        """List the series that may have samples in a time, in order, without reading any.
+
+        Raises:
+            StoreError: when the server cannot be asked.
+        """
+        more = "".join(f",{label}={quoted(text)}" for label, text in (self._matchers or {}).items())
+        found = self._asked(
+            lambda: self._client.series(
+                f'{{entity!=""{more}}}', start_seconds=start_seconds, end_seconds=end_seconds
+            )
+        )
+        known = catalogue()
+        return sorted({_key(labels) for labels in found if labels["__name__"] in known})
+
     def read(
         self,
         *,
@@ -106,7 +130,7 @@ class PrometheusSeriesReader:
         start = max(start_seconds, end - self._history_seconds)
         names = [name for name in catalogue() if signals is None or name in signals]
         numbers: dict[SeriesKey, int] = {}
-        rows: list[tuple[int, float, float]] = []
+        found: list[tuple[int, NDArray[np.float64]]] = []
         if entities is not None and not entities:
             names = []
         for selector in selectors(names, self._matchers, entities):
@@ -116,12 +140,16 @@ class PrometheusSeriesReader:
                 key = _key(labels)
                 if entities is not None and key.entity not in entities:
                     continue
-                number = numbers.setdefault(key, len(numbers))
-                rows.extend((number, *point) for point in _within(points, start, end))
-        columns = zip(*rows, strict=True) if rows else ((), (), ())
-        series, times, values = (list(column) for column in columns)
+                if points:
+                    found.append((numbers.setdefault(key, len(numbers)), np.array(points)))
+        rows = np.concatenate([points for _, points in found] or [np.empty((0, 2))])
+        series = np.repeat(
+            np.array([number for number, _ in found], dtype=np.int64),
+            np.array([len(points) for _, points in found], dtype=np.int64),
+        )
+        kept = (rows[:, 0] >= start) & (rows[:, 0] < end) & np.isfinite(rows[:, 1])
         keys = {number: key for key, number in numbers.items()}
-        return sample_frame([int(number) for number in series], times, values, keys)
+        return sample_frame(series[kept], rows[kept, 0], rows[kept, 1], keys)
 
     def read_rollup(
         self,
@@ -163,6 +191,7 @@ class PrometheusSeriesReader:
                     start_seconds=first,
                     end_seconds=last - _A_MILLISECOND,
                     step_seconds=step,
+                    lookback_seconds=self._step_lookback_seconds,
                 )
             # Whether the window holds its own first millisecond depends on the server's version.
             return self._client.query_window(
@@ -171,9 +200,12 @@ class PrometheusSeriesReader:
 
         for first, last, matrix in read_in_pieces(ask, start, end, step_seconds=step):
             for labels, points in matrix:
-                yield labels, list(_within(points, first, last))
+                if points and not (first <= points[0][0] and points[-1][0] < last):
+                    yield labels, [point for point in points if first <= point[0] < last]
+                else:
+                    yield labels, points
 
-    def _asked(self, call: Callable[[], Matrix]) -> Matrix:
+    def _asked(self, call: Callable[[], T]) -> T:
         try:
             found = call()
         except CollectorError as error:
@@ -185,12 +217,6 @@ class PrometheusSeriesReader:
 
 def _key(labels: Mapping[str, str]) -> SeriesKey:
     return SeriesKey(labels["entity"], labels["__name__"])
-
-
-def _within(
-    points: Sequence[tuple[float, float]], start: float, end: float
-) -> Iterator[tuple[float, float]]:
-    return ((at, value) for at, value in points if start <= at < end and math.isfinite(value))
 
 
 def _descriptive(labels: Mapping[str, str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""`galen detect` and `galen diagnose`: analysis of a file, off line."""
+"""`galen detect` and `galen diagnose`: analysis of a file, or of a fleet's history."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from galen.commands.context import JsonOption, print_json, print_line, progress
+from galen.commands.context import ConfigOption, JsonOption, print_json, print_line, progress
+from galen.commands.fleet import ClusterOption, FleetQuestion, WorkersOption, detect_fleet
 from galen.errors import ConfigError
 
 FileArgument = Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True)]
@@ -20,20 +21,72 @@ def register(app: typer.Typer) -> None:
 
 
 def detect(
-    file: FileArgument,
-    train_rows: Annotated[
-        int, typer.Option("--train-rows", min=1, help="Leading rows taken as normal.")
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="CSV file; or prometheus:NAME of the configuration, or prometheus:URL, for a fleet."
+        ),
     ],
+    train_rows: Annotated[
+        int | None,
+        typer.Option("--train-rows", min=1, help="File: leading rows taken as normal."),
+    ] = None,
+    begin: Annotated[
+        str, typer.Option("--from", help="Fleet: from when: 24h, ISO 8601 or epoch seconds.")
+    ] = "24h",
+    end: Annotated[
+        str | None, typer.Option("--to", help="Fleet: until when.", show_default="now")
+    ] = None,
+    train: Annotated[
+        str | None,
+        typer.Option(
+            help="Fleet: history before that to learn daily and weekly shapes from, such as 21d.",
+            show_default="none",
+        ),
+    ] = None,
+    step: Annotated[
+        float | None,
+        typer.Option(
+            min=1,
+            max=3600,
+            help="Fleet: seconds between two ticks.",
+            show_default="every_seconds of the server's configuration",
+        ),
+    ] = None,
+    cluster: ClusterOption = None,
+    workers: WorkersOption = None,
     out: Annotated[
-        Path | None, typer.Option(help="CSV to write.", show_default="standard output")
+        Path | None,
+        typer.Option(
+            help="CSV to write: scores of a file, alarms of a fleet.",
+            show_default="standard output",
+        ),
     ] = None,
     json: JsonOption = False,
+    config: ConfigOption = None,
 ) -> None:
-    """Score a wide CSV causally: row t depends on rows up to t only.
+    """Score causally what a file holds, or every series of a fleet: only the past judges a value.
 
-    The first column is `timestamp`, each other one a metric; an empty cell is missing. The output has
-    `timestamp,score,is_anomaly,top_signal`; a score above 1 is an anomaly.
+    A file is a wide CSV: the first column is `timestamp`, each other one a metric; an empty cell is
+    missing. The output has `timestamp,score,is_anomaly,top_signal`; a score above 1 is an anomaly.
+
+    Of a fleet the live detection runs over the time that is asked for, and its alarms are listed by
+    entity. Workers of a cluster read the server themselves. Exit status 1 when there was an anomaly.
     """
+    if source.startswith("prometheus:"):
+        question = FleetQuestion(source, begin, end, train, step, cluster, workers)
+        raise typer.Exit(detect_fleet(question, config=config, out=out, json=json))
+    file = Path(source)
+    if not file.is_file():
+        raise ConfigError(
+            f"{source}: there is no such file", fix="Give a CSV file, or prometheus:NAME."
+        )
+    if train_rows is None:
+        raise ConfigError("a file needs --train-rows", fix="Say how many rows are normal.")
+    _detect_file(file, train_rows, out, json=json)
+
+
+def _detect_file(file: Path, train_rows: int, out: Path | None, *, json: bool) -> None:
     import orjson
 
     from analysis.detection.offline import detect_frame

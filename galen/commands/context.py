@@ -100,6 +100,17 @@ def parse_moment(text: str, *, name: str, now: float | None = None) -> float:
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
+def parse_span(text: str, *, name: str) -> float:
+    """Read a span of time (``90s``, ``24h``, ``7d``) in seconds.
+
+    Raises:
+        ConfigError: when it is none.
+    """
+    if span := _SPAN.fullmatch(text):
+        return float(span[1]) * _SPAN_SECONDS[span[2]]
+    raise ConfigError(f"{name}: {text!r} is not a span of time", fix="Give one such as 24h or 7d.")
+
+
 def stop_on_signals() -> threading.Event:
     """Return an event that the first Ctrl-C or SIGTERM sets; a second ends the process at once."""
     stop = threading.Event()

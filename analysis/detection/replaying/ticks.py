@@ -38,6 +38,8 @@ class TickRows:
         start_seconds: where the grid of ticks begins.
         step_seconds: the distance of ticks; None takes the usual distance of times in the first chunk.
         watch_entity: whose samples say when the watch loop ticked.
+        steady: tick at every step from the first sample up to where history has been read, however
+            long nothing comes: somebody else of the fleet speaks meanwhile.
     """
 
     def __init__(
@@ -46,8 +48,10 @@ class TickRows:
         *,
         step_seconds: float | None = None,
         watch_entity: str | None = None,
+        steady: bool = False,
     ) -> None:
         self._start = start_seconds
+        self._steady = steady
         self._step = step_seconds
         self._watch = watch_entity
         self._columns: dict[SeriesKey, int] = {}
@@ -86,15 +90,16 @@ class TickRows:
             The time of a tick and its row ``[series]``, NaN where nothing came.
         """
         samples = self._waiting.plus(self._numbered(frame))
-        if not len(samples.times):
-            return
-        if self._step is None:
-            self._step = _usual_step(samples.times)
-        ticks = self._ticks_of(samples, until_seconds)
-        ripe = int(np.searchsorted(ticks, until_seconds, side="left"))
-        self._waiting = samples.after(ripe)
-        if ripe:
-            yield from self._rows(samples.before(ripe), ticks[:ripe])
+        if len(samples.times):
+            if self._step is None:
+                self._step = _usual_step(samples.times)
+            ticks = self._ticks_of(samples, until_seconds)
+            ripe = int(np.searchsorted(ticks, until_seconds, side="left"))
+            self._waiting = samples.after(ripe)
+            if ripe:
+                yield from self._rows(samples.before(ripe), ticks[:ripe])
+        if self._steady and np.isfinite(until_seconds):
+            yield from self._silence(until_seconds)
 
     def _numbered(self, frame: pd.DataFrame) -> _Samples:
         """Return a frame's samples with the column of each; new series are numbered as they come."""
@@ -153,9 +158,12 @@ class TickRows:
         step = self.step_seconds
         if not np.isfinite(self._last_tick) or np.isfinite(self._last_own):
             return
-        missing = round((until_seconds - self._last_tick) / step) - 1
-        for number in range(1, min(missing, int(_LONGEST_SILENCE_SECONDS / step)) + 1):
-            yield self._last_tick + number * step, np.full(self._width, np.nan)
+        last, missing = self._last_tick, round((until_seconds - self._last_tick) / step) - 1
+        if not self._steady:
+            missing = min(missing, int(_LONGEST_SILENCE_SECONDS / step))
+        for number in range(1, missing + 1):
+            self._last_tick = last + number * step
+            yield self._last_tick, np.full(self._width, np.nan)
 
 
 class _Samples:
