@@ -145,7 +145,9 @@ class ForestVote:
         passed = time_seconds - self._last_tick_seconds
         self._last_tick_seconds = time_seconds
         due = (about[:, _ROWS] >= own.first_rows) & (layout.sizes >= 2)
-        due &= (about[:, _FITTED] == 0) | (time_seconds - about[:, _SINCE] >= own.refit_seconds)
+        # At slow cadences fits on hardly another row would be most of what detection costs.
+        pause = max(own.refit_seconds, own.first_rows * max(own.row_seconds, passed))
+        due &= (about[:, _FITTED] == 0) | (time_seconds - about[:, _SINCE] >= pause)
         due[list(self._pending)] = False
         waiting = np.flatnonzero(due)
         if not waiting.size:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from sklearn.ensemble import IsolationForest
@@ -59,6 +61,27 @@ def test_two_entities_are_scored_apart() -> None:
         vote.score(float(tick), 100 + random.normal(size=6), learn)
     scores = vote.score(200.0, np.array([100, 100, 100, 900, 900, 900.0]), learn).score
     assert np.nanmin(scores[3:]) > 2 * np.nanmax(scores[:3])
+
+
+@pytest.mark.parametrize(("step_seconds", "fits"), [(1.0, 3), (60.0, 3)])
+def test_a_forest_is_fitted_again_when_enough_rows_are_new(step_seconds: float, fits: int) -> None:
+    settings = ForestSettings(first_rows=60, row_seconds=1, refit_seconds=60)
+    executor = CountingExecutor()
+    vote = ForestVote(settings, executor)
+    vote.grow(KEYS)
+    random = np.random.default_rng(0)
+    for tick in range(200):
+        vote.score(step_seconds * tick, random.normal(size=5), np.ones(5, dtype=bool))
+    assert executor.calls == fits
+
+
+class CountingExecutor(SameThreadExecutor):
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
+        self.calls += 1
+        return super().submit(fn, *args, **kwargs)
 
 
 def test_no_forest_is_fitted_where_nothing_moves() -> None:
