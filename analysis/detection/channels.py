@@ -126,8 +126,9 @@ class Channels:
         bad = (profiles["bad_up"] & (direction == UP)) | (
             profiles["bad_down"] & (direction == DOWN)
         )
-        bad &= ~moment.at_home
         score = np.where(bad, baseline.score, np.where(moment.given, 0.0, np.nan))
+        # Whether it stays there is seen in a few values; until then nothing begins and nothing ends.
+        score = np.where(bad & moment.at_home, np.nan, score)
         # What a series no longer says neither raises nor holds an anomaly of its value.
         return np.where((moment.stale & ~moment.given) | moment.mute, 0.0, score)
 

@@ -28,9 +28,13 @@ from collectors.signals import unit_of
 _DRIFT = 0.5
 """Half of the least shift of interest, in thresholds: Page's reference value."""
 _LEVEL_VALUES = 20.0
-_STEADY = 0.5
-"""The newest few values have to be as near to all since the shift, in thresholds."""
-_RETURN_VALUES = 3.0
+_STEADY_SIGMAS, _STEADY_SHARE = 2.0, 0.1
+"""The average of the newest few values has to be as near to that of twenty, in standard deviations or
+in thresholds: of a climb it is ahead."""
+_STEADY_VALUES = 10.0
+_HOME = 0.5
+"""How near the old level is home, in thresholds."""
+_RETURN_VALUES = 5.0
 
 
 class LevelShifts:
@@ -52,6 +56,7 @@ class LevelShifts:
             down_since=np.nan,
             level=np.nan,
             values=0.0,
+            steady=0.0,
             shifted_at=np.nan,
             before=np.nan,
             after=np.nan,
@@ -90,7 +95,7 @@ class LevelShifts:
         if not known.any():
             return known
         with np.errstate(invalid="ignore"):
-            near = np.abs(reading.position - columns["home"]) <= reading.threshold
+            near = np.abs(reading.position - columns["home"]) <= _HOME * reading.threshold
         return np.asarray(known & near)
 
     def update(
@@ -114,10 +119,11 @@ class LevelShifts:
         reading = baseline.reading
         self._go_home(time_seconds, signed, baseline, policy)
         self._note(time_seconds, signed, reading)
-        self._find(signed, reading, policy, baseline)
+        self._find(signed, policy, baseline)
         columns = self._columns
         lasted = time_seconds - policy.raised_seconds
         early = np.isfinite(columns["shifted_at"]) & self._profiles["shifts"] & ~fixed
+        early &= columns["steady"] >= _STEADY_VALUES
         early &= lasted >= self._settings.rebase_seconds
         old = lasted >= self._absorb_seconds
         due = early | old
@@ -159,11 +165,14 @@ class LevelShifts:
         rate = 1.0 / np.clip(columns["values"], 1.0, _LEVEL_VALUES)
         level = np.where(columns["values"] <= 1.0, reading.position, columns["level"])
         columns["level"][away] = (level + rate * (reading.position - level))[away]
+        near = np.maximum(_STEADY_SIGMAS * reading.sigma, _STEADY_SHARE * reading.threshold)
+        with np.errstate(invalid="ignore"):
+            steady = np.abs(reading.recent - columns["level"]) <= near
+        columns["steady"][given] = np.where(away & steady, columns["steady"] + 1.0, 0.0)[given]
 
     def _find(
         self,
         signed: FloatArray,
-        reading: Reading,
         policy: AlertPolicy,
         baseline: SeasonalBaseline,
     ) -> None:
@@ -173,8 +182,7 @@ class LevelShifts:
         for name, sign in (("up", 1.0), ("down", -1.0)):
             beyond = policy.active & (sign * np.nan_to_num(signed) > 1.0)
             beyond &= (columns[name] >= enough) & (columns["values"] >= self._settings.values)
-            with np.errstate(invalid="ignore"):
-                steady = np.abs(reading.recent - columns["level"]) <= _STEADY * reading.threshold
+            steady = columns["steady"] >= _STEADY_VALUES
             found = beyond & steady & np.isnan(columns["shifted_at"])
             if found.any():
                 columns["shifted_at"][found] = columns[f"{name}_since"][found]
@@ -233,7 +241,7 @@ class LevelShifts:
 
     def _forget(self, chosen: NDArray[np.bool_]) -> None:
         columns = self._columns
-        for name in ("up", "down", "values"):
+        for name in ("up", "down", "values", "steady"):
             columns[name][chosen] = 0.0
         for name in ("up_since", "down_since", "level", "shifted_at", "before", "after"):
             columns[name][chosen] = np.nan

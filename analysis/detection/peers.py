@@ -146,7 +146,10 @@ class Peers:
         judged &= np.isfinite(middle.median)
         centre = nothing.copy()
         centre[members] = middle.median
-        floor = self._settings.floor_share * profiles.floor(centre)
+        # Not a share of the level, as over time: load explains nothing between siblings.
+        floor = self._settings.floor_share * np.where(
+            profiles["multiplicative"], profiles["log_floor"], profiles["least"]
+        )
         threshold = nothing.copy()
         spread = self._settings.raise_sigmas * _SIGMA_PER_MAD * middle.deviation
         threshold[members] = np.maximum(spread, floor[members])

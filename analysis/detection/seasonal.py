@@ -47,6 +47,8 @@ class Reading:
     """The distance from the level that scores 1."""
     recent: FloatArray
     """The average of the last few values, anomalous or not."""
+    sigma: FloatArray
+    """The usual spread around the level."""
 
 
 class SeasonalBaseline:
@@ -75,7 +77,7 @@ class SeasonalBaseline:
         self._shapes = SeasonalShapes()
         self._season = np.empty(0)
         nothing = np.empty(0)
-        self._reading = Reading(nothing, nothing, nothing)
+        self._reading = Reading(nothing, nothing, nothing, nothing)
         self._distance: FloatArray = nothing
         self._raw: FloatArray = nothing
 
@@ -165,7 +167,8 @@ class SeasonalBaseline:
         reach = threshold * limit
         low = profiles.inverse(columns["level"] + season - reach)
         high = profiles.inverse(columns["level"] + season + reach)
-        self._reading = Reading(position, reach, columns["shadow"])
+        sigma = _SIGMA_PER_MEAN_DEVIATION * columns["deviation"]
+        self._reading = Reading(position, reach, columns["shadow"], sigma)
         result = Scores(
             score=score,
             expected=np.where(known, expected, np.nan),
