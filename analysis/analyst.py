@@ -23,7 +23,8 @@ from analysis.diagnosis.causes import CauseCatalogue, catalogue
 from analysis.diagnosis.context import BeforeAndNow
 from analysis.diagnosis.memory import EvidenceMemory
 from analysis.diagnosis.ranking import Diagnoser
-from analysis.findings import Incident, IncidentState
+from analysis.diagnosis.words import shift_words
+from analysis.findings import Incident, IncidentState, LevelShift
 from analysis.history import History
 from analysis.incident_changes import ChangeKind, IncidentChange, IncidentTick
 from analysis.incidents import IncidentTracker
@@ -115,7 +116,8 @@ class Analyst:
             EvidenceMemory(settings.memory, causes),
             BeforeAndNow(settings.context, causes, history),
         )
-        self._unwritten: deque[IncidentChange] = deque()
+        self._unwritten: deque[IncidentChange | LevelShift] = deque()
+        self._now_seconds = 0.0
         self._take_up()
 
     @property
@@ -133,6 +135,7 @@ class Analyst:
             samples: what was measured.
             links: what was said about where things run.
         """
+        self._now_seconds = now_seconds
         self._links.note(now_seconds, links)
         row = self._history.append(now_seconds, samples)
         detections = self._guarded(
@@ -145,7 +148,7 @@ class Analyst:
             found = self._guarded("incidents", lambda: self._tracker.tick(detections), nothing)
         else:
             found = nothing
-        self._write(found)
+        self._write(found, detections.shifts)
         return AnalystTick(detections, found.incidents, found.changes)
 
     def adopt_shapes(self, shapes: Mapping[SeriesKey, SeasonalShape]) -> None:
@@ -174,12 +177,15 @@ class Analyst:
         except DetectionStateError as error:
             _log.warning("detection_starts_anew", reason=str(error))
 
-    def _write(self, found: IncidentTick) -> None:
+    def _write(self, found: IncidentTick, shifts: Sequence[LevelShift]) -> None:
         # A change that could not be written is tried again, in order, before anything newer.
-        self._unwritten.extend(found.changes)
+        self._unwritten.extend((*found.changes, *shifts))
         while len(self._unwritten) > _MAX_UNWRITTEN:
             lost = self._unwritten.popleft()
-            _log.error("incident_change_lost", incident=lost.incident.id, kind=lost.kind.value)
+            if isinstance(lost, LevelShift):
+                _log.error("level_shift_lost", entity=lost.entity, signal=lost.signal)
+            else:
+                _log.error("incident_change_lost", incident=lost.incident.id, kind=lost.kind.value)
         while self._unwritten:
             record = partial(self._record, self._unwritten[0])
             if not self._guarded("journal", record, False):
@@ -188,7 +194,10 @@ class Analyst:
         for incident in found.refreshed:
             self._guarded("journal", partial(self._journal.save_incident, incident), None)
 
-    def _record(self, change: IncidentChange) -> bool:
+    def _record(self, change: IncidentChange | LevelShift) -> bool:
+        if isinstance(change, LevelShift):
+            self._record_shift(change)
+            return True
         self._journal.save_incident(change.incident)
         self._journal.append(
             _EVENTS[change.kind],
@@ -198,6 +207,15 @@ class Analyst:
             data=change.data,
         )
         return True
+
+    def _record_shift(self, shift: LevelShift) -> None:
+        words = f"{shift.signal} of {shift.entity} {shift_words(shift)}; this is its normal now"
+        self._journal.append(
+            EventKind.LEVEL_SHIFTED,
+            time_seconds=self._now_seconds,
+            summary=words,
+            data=shift.model_dump(mode="json"),
+        )
 
     def _guarded(self, stage: str, work: Callable[[], Result], otherwise: Result) -> Result:
         try:

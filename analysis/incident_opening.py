@@ -153,7 +153,10 @@ class OpeningGate:
 
 
 def merge_anomalies(kept: Anomalies, newer: Iterable[Anomaly]) -> None:
-    """Keep each series' anomaly as it was at its worst, with its first onset."""
+    """Keep each series' anomaly as it was at its worst, with its first onset.
+
+    That it is a new level shows later than how bad it is, and is added.
+    """
     for anomaly in newer:
         key = SeriesKey(anomaly.entity, anomaly.signal)
         before = kept.get(key)
@@ -161,4 +164,7 @@ def merge_anomalies(kept: Anomalies, newer: Iterable[Anomaly]) -> None:
             kept[key] = anomaly
         elif anomaly.score > before.score:
             onset = min(anomaly.onset_seconds, before.onset_seconds)
-            kept[key] = anomaly.model_copy(update={"onset_seconds": onset})
+            update = {"onset_seconds": onset, "shift": anomaly.shift or before.shift}
+            kept[key] = anomaly.model_copy(update=update)
+        elif anomaly.shift is not None and before.shift is None:
+            kept[key] = before.model_copy(update={"shift": anomaly.shift})

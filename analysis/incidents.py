@@ -344,7 +344,8 @@ class IncidentTracker:
         old, new = incident.leading, diagnosis.leading
         surer = old is not None and new.cause == old.cause and new.confidence > old.confidence
         update: dict[str, Any] = {}
-        if len(anomalies) > len(incident.anomalies) or surer or replaced:
+        shifted = _shifts(anomalies) > _shifts(incident.anomalies)
+        if len(anomalies) > len(incident.anomalies) or surer or replaced or shifted:
             update["anomalies"] = anomalies
         if replaced or surer:
             update["hypotheses"] = diagnosis.hypotheses
@@ -486,6 +487,10 @@ class IncidentTracker:
 
 def _on_gpu_side(anomaly: Anomaly) -> bool:
     return kind_of(anomaly.entity) in {"gpu", "mig"} or reads_gpus(anomaly.entity)
+
+
+def _shifts(anomalies: Iterable[Anomaly]) -> int:
+    return sum(each.shift is not None for each in anomalies)
 
 
 def _rank(rated: Diagnosis | Incident) -> int:

@@ -59,6 +59,7 @@ class EventKind(StrEnum):
     INCIDENT_OPENED = "incident_opened"
     INCIDENT_UPDATED = "incident_updated"
     INCIDENT_RESOLVED = "incident_resolved"
+    LEVEL_SHIFTED = "level_shifted"
     ACTION_PROPOSED = "action_proposed"
     ACTION_APPROVED = "action_approved"
     ACTION_REJECTED = "action_rejected"

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from analysis.detection.contract import SignalState
 from analysis.diagnosis.causes import CauseCatalogue, Observation, Role
 from analysis.diagnosis.settings import DiagnosisSettings
-from analysis.diagnosis.words import clock_words, range_words, value_words
+from analysis.diagnosis.words import ahead_words, clock_words, range_words, value_words
 from analysis.findings import Direction, Evidence
 from analysis.topology import Topology
 from collectors.contract import SeriesKey
@@ -215,7 +215,8 @@ def _statement(observed: Observed, state: SignalState, unit: str, *, expected: b
     normally = f", {usual}" if usual else ""
     if observed.seen:
         since = f", since {clock_words(state.onset_seconds)}" if state.onset_seconds else ""
-        return f"{label} {value}{normally}{since}"
+        ahead = f", {ahead_words(state.exhaustion, unit, signal)}" if state.exhaustion else ""
+        return f"{label} {value}{normally}{since}{ahead}"
     if expected:
         wanted = _expectation(observed.observation, unit)
         return f"expected and not seen: {label} {wanted}; it is {value}{normally}"

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
+from analysis.findings import Exhaustion, LevelShift
+
 _ENGINE_STATES = ("idle", "busy", "starting", "draining", "stalled", "restarting", "failed")
 _STATES: Mapping[str, Sequence[str]] = {
     "gpu_state": (
@@ -100,6 +102,32 @@ def range_words(
             least = least.removesuffix(suffix)
         return f"normally {least} to {most}"
     return "" if expected is None else f"normally about {value_words(expected, unit, signal)}"
+
+
+def span_words(seconds: float) -> str:
+    """Return a length of time as people say it: ``40 s``, ``12 min``, ``2.1 h``, ``3.0 days``."""
+    for size, name, digits in ((86_400.0, "days", 1), (3600.0, "h", 1), (60.0, "min", 0)):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.{digits}f} {name}"
+    return f"{seconds:.0f} s"
+
+
+def ahead_words(exhaustion: Exhaustion, unit: str, signal: str = "") -> str:
+    """Return when a limit is met: ``at this rate 1,024 GiB in 2.1 h (1.9 h to 2.4 h)``."""
+    limit = value_words(exhaustion.limit, unit, signal)
+    words = f"at this rate {limit} in {span_words(exhaustion.seconds)}"
+    soonest = span_words(exhaustion.soonest_seconds)
+    if exhaustion.latest_seconds is None:
+        return f"{words} ({soonest} at the soonest)"
+    latest = span_words(exhaustion.latest_seconds)
+    return words if latest == soonest else f"{words} ({soonest} to {latest})"
+
+
+def shift_words(shift: LevelShift) -> str:
+    """Return how a level moved: ``moved from 20 to 90 requests/second at 03:12:07``."""
+    before = value_words(shift.before, shift.unit, shift.signal)
+    after = value_words(shift.after, shift.unit, shift.signal)
+    return f"moved from {before} to {after} at {clock_words(shift.at_seconds)}"
 
 
 def _state_words(value: float, unit: str, signal: str) -> str:

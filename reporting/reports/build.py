@@ -49,6 +49,7 @@ _CHANGE_KINDS = frozenset(
         EventKind.STOPPED,
         EventKind.FAULT_INJECTED,
         EventKind.FAULT_CLEARED,
+        EventKind.LEVEL_SHIFTED,
         EventKind.ACTION_EXECUTED,
         EventKind.ACTION_ROLLED_BACK,
         EventKind.ACTION_UNDONE,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from structlog.testing import capture_logs
 
 from analysis.analyst import Analyst
 from analysis.detection.contract import Detections, FloatArray
-from analysis.findings import IncidentState
+from analysis.findings import IncidentState, LevelShift
 from analysis.history import History
 from analysis.journal import EventKind, Journal
 from analysis.settings import AnalysisSettings
@@ -135,3 +136,58 @@ def test_the_state_file_is_written_and_a_damaged_one_is_no_end(
     analyst.save()
     assert path.read_bytes() != b"not an archive"
     analyst.close()
+
+
+SHIFT = LevelShift(
+    entity="service/llm",
+    signal="llm_requests_per_second",
+    unit="requests/second",
+    at_seconds=900.0,
+    before=20,
+    after=90,
+)
+
+
+def test_a_shift_of_level_is_written_once_and_not_lost(
+    journal: Journal, world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    analyst, pipeline = make(journal, world)
+    quiet = pipeline.tick
+    monkeypatch.setattr(pipeline, "tick", lambda now, row: replace(quiet(now, row), shifts=[SHIFT]))
+    with monkeypatch.context() as patched, capture_logs():
+
+        def fail(*args: object, **kwargs: object) -> None:
+            raise OSError("disk full")
+
+        patched.setattr(journal, "append", fail)
+        analyst.tick(1000.0, [])
+    monkeypatch.setattr(pipeline, "tick", quiet)
+    analyst.tick(1001.0, [])
+    analyst.tick(1002.0, [])
+    (event,) = journal.events()
+    assert event.kind is EventKind.LEVEL_SHIFTED
+    assert "from 20 requests/second to 90 requests/second" in event.summary
+    assert LevelShift.model_validate(event.data) == SHIFT
+
+
+def test_an_incident_learns_that_its_anomaly_is_a_new_level(
+    journal: Journal, scenarios: Scenarios, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    analyst, pipeline = make(journal, scenarios["engine_hang"]())
+    for tick in range(5):
+        analyst.tick(1000.0 + tick, [])
+    played = pipeline.tick
+
+    def shifted(now: float, row: FloatArray) -> Detections:
+        result = played(now, row)
+        first, *others = result.anomalies
+        weaker = first.model_copy(update={"shift": SHIFT, "score": first.score - 0.1})
+        return replace(result, anomalies=(weaker, *others))
+
+    monkeypatch.setattr(pipeline, "tick", shifted)
+    for tick in range(5, 90):
+        found = analyst.tick(1000.0 + tick, [])
+    (incident,) = found.incidents
+    assert sum(each.shift is not None for each in incident.anomalies) == 1
+    (stored,) = journal.incidents()
+    assert stored.anomalies == incident.anomalies

@@ -67,7 +67,9 @@ def test_without_anomalies_nothing_is_named() -> None:
 
 def test_shares_of_an_entity_sum_to_one() -> None:
     naming = SignalNaming()
-    naming.grow([SeriesKey("a", "x"), SeriesKey("b", "x"), SeriesKey("a", "y"), SeriesKey("c", "x")])
+    naming.grow(
+        [SeriesKey("a", "x"), SeriesKey("b", "x"), SeriesKey("a", "y"), SeriesKey("c", "x")]
+    )
     active = np.array([True, False, False, False])
     share = naming.shares(np.array([3.0, 9.0, 1.0, 0.0]), active, None)
     assert share.tolist() == [0.9, 0.0, 0.1, 0.0]
