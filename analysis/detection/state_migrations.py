@@ -18,6 +18,8 @@ from analysis.detection.entity_blocks import EntityBlocks
 from analysis.detection.entity_layout import Layout
 from collectors.contract import SeriesKey
 
+_MANY_VALUES = 1000.0
+
 MutableParts = dict[str, dict[str, NDArray[Any]]]
 Migration = Callable[[MutableParts, Sequence[SeriesKey]], None]
 """Takes the parts, and the series in the order of their columns."""
@@ -35,8 +37,11 @@ def _count_alarms_of_late(parts: MutableParts, keys: Sequence[SeriesKey]) -> Non
             parts[name]["p_value"] = np.full(len(keys), np.nan)
 
 
-def _lay_shapes_together(parts: MutableParts, keys: Sequence[SeriesKey]) -> None:  # noqa: ARG001
-    """From 2: seasonal shapes, which had an array each, lie in one; they were all of UTC."""
+def _lay_shapes_together(parts: MutableParts, keys: Sequence[SeriesKey]) -> None:
+    """From 2: seasonal shapes, which had an array each, lie in one; they were all of UTC.
+
+    Trends count the values of a process; those that ran had enough.
+    """
     part = parts.get("baseline", {})
     old = {
         int(name.removeprefix("shape_")): part.pop(name)
@@ -51,6 +56,9 @@ def _lay_shapes_together(parts: MutableParts, keys: Sequence[SeriesKey]) -> None
     part["shapes_offsets"] = np.concatenate(offsets).astype(np.float32)
     part["shapes_zone"] = np.zeros(len(columns), dtype=np.int64)
     part["shapes_zones"] = np.array(["UTC"] if columns else [], dtype=str)
+    if "trend" in parts:
+        parts["trend"]["values"] = np.full(len(keys), _MANY_VALUES)
+        parts["trend"]["step"] = np.zeros(len(keys))
 
 
 def _lay_entities_without_padding(parts: MutableParts, keys: Sequence[SeriesKey]) -> None:

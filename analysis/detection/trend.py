@@ -26,6 +26,11 @@ from analysis.detection.slope_window import SlopeWindow
 from collectors.contract import SeriesKey
 
 _RESTART_FALL = 0.2
+_SETTLE_WINDOWS = 3
+_CHANCE = 2.0
+"""Standard deviations of a random walk that growth has to be beyond."""
+_STEP_MEMORY, _STEP_WARM = 60.0, 10.0
+"""Memory, in values, of the usual step, and values from which it is known."""
 _FAST_TAU = 0.7
 _SLOW_TAU = 0.85
 
@@ -38,7 +43,9 @@ class Trend:
     def __init__(self, settings: TrendSettings) -> None:
         self._settings = settings
         self._profiles = SeriesProfiles()
-        self._columns = Columns(first_seconds=np.nan, last=np.nan, slow_score=0.0)
+        self._columns = Columns(
+            first_seconds=np.nan, last=np.nan, slow_score=0.0, values=0.0, step=0.0
+        )
         self._watched: NDArray[np.int64] = np.empty(0, dtype=np.int64)
         self._fast = SlopeWindow(settings.fast_points, settings.fast_seconds, _FAST_TAU)
         self._slow = SlopeWindow(settings.slow_points, settings.slow_seconds, _SLOW_TAU)
@@ -82,13 +89,18 @@ class Trend:
         due = given & (self._slow.age(time_seconds) >= interval - 1e-6)
         need = own.least_share * self._profiles["least"][watched]
         slow_need = np.maximum(need, own.slow_share * np.nan_to_num(np.abs(level)))
+        # Growth that a walk of the usual steps makes by chance is none.
+        chance = _CHANCE * np.sqrt(own.fast_points) * columns["step"][watched]
         if due.any():
             self._slow.push(time_seconds, level, due)
-            columns["slow_score"][watched[due]] = self._slow.judge(slow_need)[due]
-        fast = self._fast.judge(need)
+            grown = self._slow.judge(np.maximum(slow_need, chance))
+            columns["slow_score"][watched[due]] = grown[due]
+        fast = self._fast.judge(np.maximum(need, chance))
         slow = np.minimum(columns["slow_score"][watched], self._slow.beyond(level, slow_need))
         score = np.fmax(np.minimum(fast, self._fast.beyond(level, need)), np.maximum(slow, 0.0))
         settled = time_seconds - columns["first_seconds"][watched] >= own.settle_seconds
+        # At slow cadences the past that a peak is of has to be longer than the window, too.
+        settled &= columns["values"][watched] >= _SETTLE_WINDOWS * own.fast_points
         expected = np.fmax(self._fast.peak, self._fast.oldest)
         result.score[watched] = np.where(given & settled, score, np.nan)
         result.expected[watched] = expected
@@ -103,9 +115,20 @@ class Trend:
         self._fast.clear(fell)
         self._slow.clear(fell)
         columns["slow_score"][watched[fell]] = 0.0
+        self._learn_steps(np.abs(level - last), given & ~fell & np.isfinite(last))
         begun = fell | (given & np.isnan(last))
         columns["first_seconds"][watched[begun]] = time_seconds
+        columns["values"][watched[begun]] = 0.0
+        columns["values"][watched[given]] += 1.0
         columns["last"][watched[given]] = level[given]
+
+    def _learn_steps(self, size: FloatArray, chosen: NDArray[np.bool_]) -> None:
+        """Learn how large steps usually are; a few large ones are no habit."""
+        columns, watched = self._columns, self._watched
+        usual, count = columns["step"][watched], columns["values"][watched]
+        taken = np.where(count > _STEP_WARM, np.minimum(size, 3.0 * usual), size)
+        rate = np.maximum(1.0 / _STEP_MEMORY, 1.0 / (count + 1.0))
+        columns["step"][watched[chosen]] += (rate * (taken - usual))[chosen]
 
     def state(self) -> Mapping[str, NDArray[np.generic]]:
         """Return what has to be kept over a restart."""

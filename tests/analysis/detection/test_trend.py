@@ -70,3 +70,18 @@ def test_only_what_can_leak_is_watched() -> None:
     trend.grow([SeriesKey("service/llm", "llm_queue_depth")])
     result = trend.score(0.0, np.array([1e12]), np.array([True]))
     assert np.isnan(result.score[0])
+
+
+def wandering(count: int, seed: int) -> FloatArray:
+    """Return noise that remembers two of its values."""
+    random = np.random.default_rng(seed)
+    noise = np.zeros(count)
+    for tick in range(1, count):
+        noise[tick] = 0.6 * noise[tick - 1] + 0.8 * random.normal()
+    return noise
+
+
+@pytest.mark.parametrize("step", [15.0, 60.0])
+def test_the_first_values_of_a_cache_are_no_leak_at_slow_cadences(step: float) -> None:
+    found = [scores(40e9 + 2e8 * wandering(30, seed), step).max() > 1 for seed in range(100)]
+    assert sum(found) <= 1
