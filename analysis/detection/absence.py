@@ -39,7 +39,7 @@ class Absence:
     @property
     def age_of_observation(self) -> FloatArray:
         """``[series]``: the age in seconds up to which the newest value is still the present one."""
-        return np.asarray(1.5 * np.nan_to_num(self._columns["cadence"]) + 0.5)
+        return np.asarray(1.5 * np.fmax(self._columns["cadence"], 0.0) + 0.5)
 
     def grow(self, keys: Sequence[SeriesKey]) -> None:
         """Make room for new series."""
@@ -55,7 +55,7 @@ class Absence:
         self._skip_pause(time_seconds)
         present = np.isfinite(values)
         age = time_seconds - columns["last_seconds"]
-        cadence = np.nan_to_num(columns["cadence"])
+        cadence = np.fmax(columns["cadence"], 0.0)
         allowed = np.maximum(own.minimum_seconds, own.missed_values * cadence)
         allowed = np.maximum(allowed, _LONGEST_GAP_MARGIN * columns["longest"])
         known = columns["count"] >= own.warm_values
@@ -63,14 +63,14 @@ class Absence:
         # A gap that was alarmed about is no part of what is usual.
         usual = present & learn & (age <= allowed)
         columns["longest"][present] *= _LONGEST_DECAY
-        columns["longest"][usual] = np.maximum(columns["longest"], age)[usual]
+        columns.put("longest", np.maximum(columns["longest"], age), usual)
         gap = np.where(np.isnan(columns["cadence"]), age, columns["cadence"])
         step = np.maximum(1.0 / _GAP_MEMORY_VALUES, 1.0 / (columns["count"] + 1.0))
         moved = gap + step * (np.minimum(age, 3.0 * gap) - gap)
         paced = present & np.isfinite(age)
-        columns["cadence"][paced] = moved[paced]
-        columns["last_seconds"][present] = time_seconds
-        columns["count"][present] += 1.0
+        columns.put("cadence", moved, paced)
+        columns.put("last_seconds", time_seconds, present)
+        columns.add("count", 1.0, present)
         nothing = np.full(len(columns), np.nan)
         return Scores(np.where(known, score, np.nan), nothing, nothing, nothing)
 
@@ -149,8 +149,8 @@ class DropToZero:
         )
         self._note_runs(judged, zero, run, learn)
         self._learn(time_seconds, values, judged & learn & ~(known & (score > 1.0)), zero)
-        columns["count"][judged] += 1.0
-        columns["last_seconds"][judged] = time_seconds
+        columns.add("count", 1.0, judged)
+        columns.put("last_seconds", time_seconds, judged)
         return result
 
     def _note_runs(
@@ -164,8 +164,8 @@ class DropToZero:
         columns = self._columns
         ended = judged & ~zero & learn & (columns["run"] > 0)
         columns["longest"][judged] *= _LONGEST_DECAY
-        columns["longest"][ended] = np.maximum(columns["longest"], columns["run"])[ended]
-        columns["run"][judged] = run[judged]
+        columns.put("longest", np.maximum(columns["longest"], columns["run"]), ended)
+        columns.put("run", run, judged)
 
     def _learn(
         self,
@@ -175,16 +175,16 @@ class DropToZero:
         zero: NDArray[np.bool_],
     ) -> None:
         columns = self._columns
-        elapsed = np.nan_to_num(time_seconds - columns["last_seconds"])
+        elapsed = np.fmax(time_seconds - columns["last_seconds"], 0.0)
         rate = np.maximum(
             1.0 - np.exp(-elapsed / self._settings.memory_seconds), 1.0 / (columns["count"] + 1.0)
         )
-        columns["zero_ratio"][taken] += (rate * (zero - columns["zero_ratio"]))[taken]
+        columns.add("zero_ratio", rate * (zero - columns["zero_ratio"]), taken)
         working = taken & ~zero
         # The run that is judged must not make zeros look usual.
-        columns["ratio_before"][working] = columns["zero_ratio"][working]
+        columns.put("ratio_before", columns["zero_ratio"], working)
         level = np.where(np.isnan(columns["level"]), values, columns["level"])
-        columns["level"][working] = (level + rate * (values - level))[working]
+        columns.put("level", level + rate * (values - level), working)
 
     def state(self) -> Mapping[str, NDArray[np.generic]]:
         """Return what has to be kept over a restart."""

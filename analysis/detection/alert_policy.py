@@ -90,9 +90,9 @@ class AlertPolicy:
         seen = np.isfinite(score)
         above = seen & (score > 1.0)
         begun = above & ~self.deviating
-        columns["onset_seconds"][begun] = time_seconds
-        columns["pending"][begun] = True
-        columns["above"][above] += 1.0
+        columns.put("onset_seconds", time_seconds, begun)
+        columns.put("pending", True, begun)
+        columns.add("above", 1.0, above)
         self._note_calm(time_seconds, seen & (score < own.clear_level), seen)
 
         recent = time_seconds - columns["cleared_seconds"] < own.rearm_seconds
@@ -104,9 +104,9 @@ class AlertPolicy:
         # A rule of one value has no second one to wait for, whatever came before.
         enough |= np.asarray(minimum_values <= 1) & (columns["above"] >= 1)
         raised = above & columns["pending"] & enough
-        columns["active"][raised] = True
-        columns["pending"][raised] = False
-        columns["raised_seconds"][raised] = time_seconds
+        columns.put("active", True, raised)
+        columns.put("pending", False, raised)
+        columns.put("raised_seconds", time_seconds, raised)
         self._end(time_seconds, hold_seconds)
 
     def drop(self, chosen: NDArray[np.bool_]) -> None:
@@ -118,8 +118,8 @@ class AlertPolicy:
     ) -> None:
         columns = self._columns
         starts = calm & (columns["calm"] == 0)
-        columns["calm_since_seconds"][starts] = time_seconds
-        columns["calm"][calm] += 1.0
+        columns.put("calm_since_seconds", time_seconds, starts)
+        columns.add("calm", 1.0, calm)
         columns["calm"][seen & ~calm] = 0.0
 
     def _end(self, time_seconds: float, hold_seconds: NDArray[Any] | float) -> None:
@@ -130,18 +130,18 @@ class AlertPolicy:
             hold_seconds, own.hold_seconds
         )
         over = columns["active"] & calm & (quiet_for >= own.clear_seconds) & held
-        columns["cleared_seconds"][over] = time_seconds
+        columns.put("cleared_seconds", time_seconds, over)
         fizzled = columns["pending"] & calm
         self._dismissed = np.where(fizzled, columns["above"], 0.0)
         self._clear(over | fizzled)
 
     def _clear(self, chosen: NDArray[np.bool_]) -> None:
         columns = self._columns
-        columns["active"][chosen] = False
-        columns["pending"][chosen] = False
-        columns["above"][chosen] = 0.0
-        columns["onset_seconds"][chosen] = np.nan
-        columns["raised_seconds"][chosen] = np.nan
+        columns.put("active", False, chosen)
+        columns.put("pending", False, chosen)
+        columns.put("above", 0.0, chosen)
+        columns.put("onset_seconds", np.nan, chosen)
+        columns.put("raised_seconds", np.nan, chosen)
 
     def state(self) -> Mapping[str, NDArray[np.generic]]:
         """Return what has to be kept over a restart."""

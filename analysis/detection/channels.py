@@ -119,7 +119,7 @@ class Channels:
             hold,
             self.statistical.deviating,
         )
-        return np.asarray((np.nan_to_num(statistical) > 1.0) | (np.nan_to_num(hard) > 1.0))
+        return np.asarray((statistical > 1.0) | (hard > 1.0))
 
     def _statistical_score(self, moment: Moment, baseline: Scores) -> FloatArray:
         profiles, direction = self._profiles, moment.direction

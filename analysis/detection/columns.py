@@ -42,6 +42,15 @@ class Columns:
                 grown[: len(array)] = array
                 self._arrays[name] = grown
 
+    def put(self, name: str, values: NDArray[Any] | float, where: NDArray[np.bool_]) -> None:
+        """Replace one array's numbers where ``where`` is true."""
+        np.copyto(self[name], values, where=where)
+
+    def add(self, name: str, change: NDArray[Any] | float, where: NDArray[np.bool_]) -> None:
+        """Add to one array where ``where`` is true."""
+        own = self[name]
+        np.add(own, change, out=own, where=where)
+
     def reset(self, columns: NDArray[np.bool_]) -> None:
         """Give the columns where ``columns`` is true their fill values again."""
         for name, fill in self._fills.items():

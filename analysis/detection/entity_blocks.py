@@ -104,7 +104,8 @@ class EntityBlocks:
         floor = profiles.floor(columns["mean"]) / _FLOOR_SIGMAS
         sigma = np.maximum(np.maximum(np.sqrt(columns["variance"]), floor), 1e-12)
         z = np.clip((position - columns["mean"]) / sigma, -_FARTHEST, _FARTHEST)
-        return np.asarray(np.nan_to_num(z[self._layout.columns]))
+        z = z[self._layout.columns]
+        return np.where(np.isnan(z), 0.0, z)
 
     def learning(self, learn: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """``[entities]``: whether all members of an entity may be learned from."""
@@ -120,7 +121,7 @@ class EntityBlocks:
         position = np.where(given, position, 0.0)
         fresh = given & (columns["count"] == 0)
         columns["mean"][fresh] = position[fresh]
-        elapsed = np.nan_to_num(time_seconds - columns["last_seconds"])
+        elapsed = np.fmax(time_seconds - columns["last_seconds"], 0.0)
         gap = columns["gap"]
         gap += np.where(given, 0.1 * (elapsed - gap), 0.0)
         memory = np.maximum(self._memory_seconds, self._memory_values * gap)

@@ -61,12 +61,12 @@ class FlatLine:
         columns, own, profiles = self._columns, self._settings, self._profiles
         given = np.isfinite(values) & profiles["moves"]
         moved = given & (values != columns["last"])
-        columns["run"][given] += 1.0
+        columns.add("run", 1.0, given)
         ended = moved & np.isfinite(columns["last"])
         self._learn(ended, columns["run"] - 1.0)
         columns["run"][moved] = 1.0
-        columns["since_seconds"][moved] = time_seconds
-        columns["last"][moved] = values[moved]
+        columns.put("since_seconds", time_seconds, moved)
+        columns.put("last", values, moved)
 
         lasted = time_seconds - columns["since_seconds"]
         self._rest(given & (lasted > own.absorb_seconds))
@@ -86,9 +86,9 @@ class FlatLine:
         # One run that was far too long is a fault that is over, and no habit.
         most = np.where(columns["runs"] > 0, 3.0 * columns["length"] + 1.0, np.inf)
         error = np.minimum(length, most) - columns["length"]
-        columns["length"][ended] += (rate * error)[ended]
-        columns["spread"][ended] += (rate * (np.abs(error) - columns["spread"]))[ended]
-        columns["runs"][ended] += 1.0
+        columns.add("length", rate * error, ended)
+        columns.add("spread", rate * (np.abs(error) - columns["spread"]), ended)
+        columns.add("runs", 1.0, ended)
 
     def _rest(self, chosen: NDArray[np.bool_]) -> None:
         """Take what has stood still for long for a series that rests, and learn its moves anew."""

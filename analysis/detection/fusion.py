@@ -94,9 +94,7 @@ class Fusion:
             counted: which series deviate in a way that counts.
             channels: what is raised.
         """
-        stacked = np.nan_to_num(np.vstack([scores[name].score for name in LEADERS]), nan=-1.0)
-        leader = np.argmax(stacked, axis=0)
-        score = np.maximum(stacked[leader, np.arange(len(leader))], 0.0)
+        leader, score = _highest([scores[name].score for name in LEADERS])
         deviating = score > 1.0
         values = self._seen["value"]
         bounds = {name: _led(scores, leader, name, deviating) for name in _BOUNDS}
@@ -109,10 +107,10 @@ class Fusion:
             **bounds,
         }
         # Between the values of a slow series what was said of its last value stands.
-        absent = stacked[LEADERS.index("absence")] > 1.0
+        absent = scores["absence"].score > 1.0
         fresh = moment.given | moment.stale | absent
         for name in _SHOWN:
-            self.last[name][fresh] = now[name][fresh]
+            self.last.put(name, now[name], fresh)
         last = {name: self.last[name].copy() for name in _SHOWN}
         active = channels.active
         self._hold(last, counted & (last["score"] > 1.0), active)
@@ -229,6 +227,17 @@ def _shown_columns() -> Columns:
     )
 
 
+def _highest(scores: Sequence[FloatArray]) -> tuple[NDArray[np.int64], FloatArray]:
+    """Return which of the scores ``[series]`` is the highest, the first of equals, and that score."""
+    leader = np.zeros(len(scores[0]), dtype=np.int64)
+    best = np.fmax(scores[0], -1.0)
+    for number, score in enumerate(scores[1:], start=1):
+        above = score > best
+        np.copyto(leader, number, where=above)
+        np.copyto(best, score, where=above)
+    return leader, np.maximum(best, 0.0)
+
+
 def _led(
     scores: Mapping[str, Scores],
     leader: NDArray[np.int64],
@@ -237,10 +246,11 @@ def _led(
 ) -> FloatArray:
     """Return a bound of the leading detector where it deviates and has one, else the baseline's."""
     chosen = np.array(getattr(scores["baseline"], name))
-    for number, leading in enumerate(LEADERS):
-        own = getattr(scores[leading], name)
-        led = deviating & (leader == number) & np.isfinite(own)
-        chosen[led] = own[led]
+    far = np.flatnonzero(deviating)
+    for number in np.unique(leader[far]):
+        led = far[leader[far] == number]
+        own = getattr(scores[LEADERS[number]], name)[led]
+        chosen[led] = np.where(np.isfinite(own), own, chosen[led])
     return chosen
 
 
@@ -249,7 +259,7 @@ def _bits(scores: Mapping[str, Scores]) -> NDArray[np.int64]:
     bits = np.zeros(len(scores["baseline"].score), dtype=np.int64)
     for bit, name in enumerate(BITS):
         if name in scores:
-            bits |= (np.nan_to_num(scores[name].score) > 1.0).astype(np.int64) << bit
+            bits |= (scores[name].score > 1.0).astype(np.int64) << bit
     return bits
 
 
@@ -259,6 +269,6 @@ def lifted(baseline: Scores, votes: Sequence[Scores], factor: float) -> Scores:
         return baseline
     lead = np.zeros(len(baseline.score), dtype=bool)
     for vote in votes:
-        lead |= np.nan_to_num(vote.score) > 1.0
+        lead |= vote.score > 1.0
     score = np.where(lead, factor * baseline.score, baseline.score)
     return Scores(score, baseline.expected, baseline.low, baseline.high)

@@ -157,18 +157,18 @@ class LevelShifts:
             moved = np.clip(total + sign * step - _DRIFT, 0.0, most)
             begins = given & (total == 0.0) & (moved > 0.0)
             since[begins] = time_seconds
-            columns["values"][begins] = 0.0
+            columns.put("values", 0.0, begins)
             total[given] = moved[given]
             since[given & (moved == 0.0)] = np.nan
         away = given & ((columns["up"] > 0.0) | (columns["down"] > 0.0))
-        columns["values"][away] += 1.0
+        columns.add("values", 1.0, away)
         rate = 1.0 / np.clip(columns["values"], 1.0, _LEVEL_VALUES)
         level = np.where(columns["values"] <= 1.0, reading.position, columns["level"])
-        columns["level"][away] = (level + rate * (reading.position - level))[away]
+        columns.put("level", level + rate * (reading.position - level), away)
         near = np.maximum(_STEADY_SIGMAS * reading.sigma, _STEADY_SHARE * reading.threshold)
         with np.errstate(invalid="ignore"):
             steady = np.abs(reading.recent - columns["level"]) <= near
-        columns["steady"][given] = np.where(away & steady, columns["steady"] + 1.0, 0.0)[given]
+        columns.put("steady", np.where(away & steady, columns["steady"] + 1.0, 0.0), given)
 
     def _find(
         self,
@@ -180,7 +180,7 @@ class LevelShifts:
         columns["shifted_at"][~policy.active] = np.nan
         enough = (1.0 - _DRIFT) * self._settings.values
         for name, sign in (("up", 1.0), ("down", -1.0)):
-            beyond = policy.active & (sign * np.nan_to_num(signed) > 1.0)
+            beyond = policy.active & (sign * signed > 1.0)
             beyond &= (columns[name] >= enough) & (columns["values"] >= self._settings.values)
             steady = columns["steady"] >= _STEADY_VALUES
             found = beyond & steady & np.isnan(columns["shifted_at"])
@@ -201,13 +201,13 @@ class LevelShifts:
         columns = self._columns
         # What has lasted for long without a steady level moved as well, to wherever it is now.
         untold = due & np.isnan(columns["shifted_at"])
-        columns["shifted_at"][untold] = policy.onset_seconds[untold]
+        columns.put("shifted_at", policy.onset_seconds, untold)
         columns["before"][untold] = baseline.in_unit(baseline.level)[untold]
         steady = due & ~untold & np.isfinite(columns["level"])
         target = np.where(steady, columns["level"], baseline.reading.recent)
         columns["after"][due] = baseline.in_unit(target)[due]
         remembered = due & self._profiles["shifts"]
-        columns["home"][remembered] = baseline.level[remembered]
+        columns.put("home", baseline.level, remembered)
         columns["home_until"][remembered] = time_seconds + self._settings.remember_seconds
         told = due & np.isfinite(columns["before"]) & np.isfinite(columns["after"])
         findings = self.findings(np.flatnonzero(told), self._profiles.keys)
@@ -227,17 +227,17 @@ class LevelShifts:
         columns = self._columns
         home = self.at_home(time_seconds, baseline.reading)
         away = np.isfinite(signed) & ~home
-        columns["home_values"][away] = 0.0
-        back = home & (np.abs(np.nan_to_num(signed)) > 1.0)
-        columns["home_values"][back] += 1.0
+        columns.put("home_values", 0.0, away)
+        back = home & (np.abs(signed) > 1.0)
+        columns.add("home_values", 1.0, back)
         settled = back & (columns["home_values"] >= _RETURN_VALUES)
         if settled.any():
             baseline.rebase(settled, columns["home"])
             policy.drop(settled)
             self._forget(settled)
-            columns["home"][settled] = np.nan
-            columns["home_until"][settled] = np.nan
-            columns["home_values"][settled] = 0.0
+            columns.put("home", np.nan, settled)
+            columns.put("home_until", np.nan, settled)
+            columns.put("home_values", 0.0, settled)
 
     def _forget(self, chosen: NDArray[np.bool_]) -> None:
         columns = self._columns

@@ -23,6 +23,7 @@ from analysis.detection.columns import Columns
 from analysis.detection.contract import FloatArray, Scores
 from analysis.detection.profiles import PEERS, SeriesProfiles
 from analysis.detection.settings import PeerSettings
+from analysis.detection.sibling_groups import SiblingGroups
 from collectors.contract import SeriesKey
 from collectors.entities import kind_of, parent_of
 
@@ -77,6 +78,7 @@ class Peers:
         self._place: NDArray[np.int64] = np.empty(0, dtype=np.int64)
         self._model: NDArray[np.int64] = np.empty(0, dtype=np.int64)
         """-1 where the labels were not seen yet."""
+        self._tables: tuple[SiblingGroups, SiblingGroups] | None = None
 
     def grow(self, keys: Sequence[SeriesKey]) -> None:
         """Make room for new series; those that siblings do not share are left out."""
@@ -111,6 +113,7 @@ class Peers:
         self._members = np.append(self._members, np.array(members, dtype=np.int64))
         self._place = np.append(self._place, np.array(places, dtype=np.int64))
         self._model = np.append(self._model, np.full(len(members), -1))
+        self._tables = None
         entities = [self._profiles.keys[column].entity for column in self._members.tolist()]
         self._load_columns = np.array([self._loads.get(e, -1) for e in entities], dtype=np.int64)
 
@@ -128,6 +131,7 @@ class Peers:
                 ("model", key.signal, kind, model) if model else ("place", key.signal, key.entity)
             )
             self._model[member] = self._group(*name)
+            self._tables = None
 
     def score(self, time_seconds: float, values: FloatArray, learn: NDArray[np.bool_]) -> Scores:
         """Score one tick of values ``[series]``; counters as their increases."""
@@ -177,23 +181,23 @@ class Peers:
         columns = self._columns
         position = self._profiles.forward(np.where(given, values, np.nan))
         first = given & np.isnan(columns["smooth"])
-        columns["smooth"][first] = position[first]
-        columns["smooth"][given] += (_SMOOTH * (position - columns["smooth"]))[given]
-        elapsed = np.nan_to_num(time_seconds - columns["seconds"])
+        columns.put("smooth", position, first)
+        columns.add("smooth", _SMOOTH * (position - columns["smooth"]), given)
+        elapsed = np.fmax(time_seconds - columns["seconds"], 0.0)
         gap = np.where(np.isnan(columns["gap"]), elapsed, columns["gap"])
-        columns["gap"][given] = (gap + 0.1 * (elapsed - gap))[given]
-        columns["seconds"][given] = time_seconds
+        columns.put("gap", gap + 0.1 * (elapsed - gap), given)
+        columns.put("seconds", time_seconds, given)
 
     def _middle(self, position: FloatArray, fresh: NDArray[np.bool_]) -> _Middle:
         """Return what siblings of the same place show, or of the same model where those are too few."""
         usable = fresh[self._members] & np.isfinite(position)
-        near = self._judge_group(self._place, position, usable)
+        if self._tables is None:
+            self._tables = SiblingGroups(self._place), SiblingGroups(np.maximum(self._model, 0))
+        by_place, by_model = self._tables
+        near = self._judge_group(by_place, position, usable)
         enough = near.count > self._settings.least_peers
         known = usable & (self._model >= 0)
-        if (enough | ~known).all():
-            far = near
-        else:
-            far = self._judge_group(np.maximum(self._model, 0), position, known)
+        far = near if (enough | ~known).all() else self._judge_group(by_model, position, known)
         ample = np.where(enough, True, far.count > self._settings.least_peers) & usable
         return _Middle(
             np.where(ample, np.where(enough, near.median, far.median), np.nan),
@@ -202,42 +206,24 @@ class Peers:
         )
 
     def _judge_group(
-        self, group: NDArray[np.int64], position: FloatArray, usable: NDArray[np.bool_]
+        self, group: SiblingGroups, position: FloatArray, usable: NDArray[np.bool_]
     ) -> _Middle:
         usable = usable & self._equally_busy(group, usable)
-        median, count = self._median(group, position, usable)
-        deviation, _ = self._median(group, np.abs(position - median), usable)
+        median, count = group.medians(position, usable)
+        deviation, _ = group.medians(np.abs(position - median), usable)
         return _Middle(median, deviation, np.where(usable, count, 0))
 
-    def _equally_busy(
-        self, group: NDArray[np.int64], usable: NDArray[np.bool_]
-    ) -> NDArray[np.bool_]:
+    def _equally_busy(self, group: SiblingGroups, usable: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Return which members work as much as their group does, where that matters."""
         matters = self._profiles["peers"][self._members] == PEERS["equal_load"]
         source = self._load_columns
         told = self._profiles.inverse(self._columns["smooth"])
         load = np.where(source >= 0, told[source], np.nan)
-        middle, _ = self._median(group, load, usable & np.isfinite(load))
+        middle, _ = group.medians(load, usable & np.isfinite(load))
         deadband = np.where(source >= 0, self._profiles["deadband"][source], 0.0)
         near = np.maximum(self._settings.load_share * np.abs(middle), 2.0 * deadband)
         with np.errstate(invalid="ignore"):
             return np.asarray(~matters | (np.abs(load - middle) <= near))
-
-    def _median(
-        self, group: NDArray[np.int64], values: FloatArray, usable: NDArray[np.bool_]
-    ) -> tuple[FloatArray, NDArray[np.int64]]:
-        """Return the median of each member's group ``[members]``, and of how many values it is."""
-        chosen = np.flatnonzero(usable)
-        inside = group[chosen]
-        order = np.lexsort((values[chosen], inside))
-        ordered = values[chosen][order]
-        counts = np.bincount(inside, minlength=len(self._groups))
-        starts = np.cumsum(counts) - counts
-        medians = np.full(len(counts), np.nan)
-        there = counts > 0
-        low, high = starts + (counts - 1) // 2, starts + counts // 2
-        medians[there] = 0.5 * (ordered[low[there]] + ordered[high[there]])
-        return medians[group], counts[group]
 
     def _lasting(
         self, time_seconds: float, raw: FloatArray, chosen: NDArray[np.bool_]
@@ -246,11 +232,11 @@ class Peers:
         columns, own = self._columns, self._settings
         far = chosen & (raw > 1.0)
         begun = far & np.isnan(columns["since_seconds"])
-        columns["since_seconds"][begun] = time_seconds
-        columns["values"][far] += 1.0
+        columns.put("since_seconds", time_seconds, begun)
+        columns.add("values", 1.0, far)
         over = chosen & (raw < _CLEAR)
-        columns["since_seconds"][over] = np.nan
-        columns["values"][over] = 0.0
+        columns.put("since_seconds", np.nan, over)
+        columns.put("values", 0.0, over)
         lasted = time_seconds - columns["since_seconds"]
         enough = (lasted >= own.minimum_seconds) & (columns["values"] >= own.minimum_values)
         return np.where(enough, raw, np.minimum(raw, 1.0)), far & (lasted >= own.absorb_seconds)
@@ -259,10 +245,10 @@ class Peers:
         """Move the usual distance of some a little, and of those that are old all the way."""
         columns = self._columns
         rate = 1.0 - np.exp(-columns["gap"] / self._settings.memory_seconds)
-        columns["usual"][chosen] += (rate * error)[chosen]
-        columns["usual"][old] += error[old]
-        columns["since_seconds"][old] = np.nan
-        columns["values"][old] = 0.0
+        columns.add("usual", rate * error, chosen)
+        columns.add("usual", error, old)
+        columns.put("since_seconds", np.nan, old)
+        columns.put("values", 0.0, old)
 
     def state(self) -> Mapping[str, NDArray[np.generic]]:
         """Return what has to be kept over a restart. Groups come from the names and labels again."""

@@ -128,6 +128,7 @@ class SeriesProfiles:
             highest=np.inf,
         )
         self._keys: list[SeriesKey] = []
+        self._note_factors()
 
     @property
     def keys(self) -> Sequence[SeriesKey]:
@@ -154,24 +155,31 @@ class SeriesProfiles:
             for column, key in enumerate(keys, start=start):
                 if override.covers(key.entity, key.signal):
                     self._override(column, override)
+        self._note_factors()
 
     def keep(self, kept: NDArray[np.bool_]) -> None:
         """Forget the series where ``kept`` is false."""
         self._columns.keep(kept)
+        self._note_factors()
         self._keys = [key for key, stays in zip(self._keys, kept, strict=True) if stays]
+
+    def _note_factors(self) -> None:
+        """Find the series that are compared as factors: only for them there is something to compute."""
+        self._factors = np.flatnonzero(self._columns["multiplicative"])
+        self._knees = self._columns["knee"][self._factors]
 
     def forward(self, values: FloatArray) -> FloatArray:
         """Take values ``[series]`` into the space in which deviations are measured."""
-        multiplicative = self._columns["multiplicative"]
-        knee = self._columns["knee"]
-        return np.where(multiplicative, np.arcsinh(values / knee), values)
+        result = np.array(values, dtype=float)
+        result[self._factors] = np.arcsinh(values[self._factors] / self._knees)
+        return result
 
     def inverse(self, positions: FloatArray) -> FloatArray:
         """Bring positions back into the unit of the signal."""
-        multiplicative = self._columns["multiplicative"]
-        knee = self._columns["knee"]
-        inside = np.where(multiplicative, np.clip(positions, -60.0, 60.0), 0.0)
-        return np.where(multiplicative, np.sinh(inside) * knee, positions)
+        result = np.array(positions, dtype=float)
+        inside = np.clip(positions[self._factors], -60.0, 60.0)
+        result[self._factors] = np.sinh(inside) * self._knees
+        return result
 
     def floor(self, level: FloatArray) -> FloatArray:
         """Return the least threshold of each series around a level, in the measuring space."""

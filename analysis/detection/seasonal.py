@@ -205,7 +205,7 @@ class SeasonalBaseline:
     def rebase(self, chosen: NDArray[np.bool_], level: FloatArray) -> None:
         """Take a level ``[series]`` in the measuring space for the normal of the chosen series."""
         usable = chosen & np.isfinite(level)
-        self._columns["level"][usable] = level[usable]
+        self._columns.put("level", level, usable)
 
     def state(self) -> Mapping[str, NDArray[np.generic]]:
         """Return what has to be kept over a restart."""
@@ -241,7 +241,7 @@ class SeasonalBaseline:
     def _caution(self, time_seconds: float) -> FloatArray:
         """Return the factor on thresholds: large at the cold start, 1 from twice the warm-up on."""
         own, columns = self._settings, self._columns
-        age = np.nan_to_num(time_seconds - columns["first_seconds"])
+        age = np.fmax(time_seconds - columns["first_seconds"], 0.0)
         by_age = age / max(own.warm_seconds, 1e-9)
         by_count = columns["count"] / own.warm_values
         progress = np.clip(np.minimum(by_age, by_count) - 1.0, 0.0, 1.0)
@@ -258,10 +258,10 @@ class SeasonalBaseline:
         """Let series without a level start from their first value."""
         columns = self._columns
         fresh = given & (columns["count"] == 0)
-        columns["level"][fresh] = position[fresh]
-        columns["shadow"][fresh] = position[fresh]
-        columns["smooth"][fresh] = position[fresh]
-        columns["first_seconds"][fresh] = time_seconds
+        columns.put("level", position, fresh)
+        columns.put("shadow", position, fresh)
+        columns.put("smooth", position, fresh)
+        columns.put("first_seconds", time_seconds, fresh)
 
     def _learn(
         self,
@@ -274,7 +274,7 @@ class SeasonalBaseline:
         columns, own = self._columns, self._settings
         elapsed = np.where(columns["count"] == 0, 0.0, time_seconds - columns["last_seconds"])
         gap = np.where(np.isnan(columns["gap"]), elapsed, columns["gap"])
-        columns["gap"][given] = (gap + 0.1 * (elapsed - gap))[given]
+        columns.put("gap", gap + 0.1 * (elapsed - gap), given)
 
         shadow_rate = 1.0 / _SHADOW_VALUES
         columns["shadow"][given] += shadow_rate * (position - columns["shadow"])[given]
@@ -283,17 +283,17 @@ class SeasonalBaseline:
         cold = 1.0 / (columns["count"] + 1.0)
         level_rate = self._rate(elapsed, own.level_memory_seconds, own.level_memory_values)
         clipped = np.clip(error, -_CLIP * threshold, _CLIP * threshold)
-        columns["level"][taken] += (np.maximum(level_rate, cold) * clipped)[taken]
+        columns.add("level", np.maximum(level_rate, cold) * clipped, taken)
         spread_rate = self._rate(elapsed, own.scale_memory_seconds, own.scale_memory_values)
         # What is far out is a change of level, which the level follows, and no spread.
         near = taken & (np.abs(error) <= threshold)
         change = np.maximum(spread_rate, cold) * (np.abs(error) - columns["deviation"])
-        columns["deviation"][near] += change[near]
-        columns["count"][given] += 1.0
-        columns["last_seconds"][given] = time_seconds
+        columns.add("deviation", change, near)
+        columns.add("count", 1.0, given)
+        columns.put("last_seconds", time_seconds, given)
 
     def _rate(self, elapsed: FloatArray, seconds: float, values: float) -> FloatArray:
         """Return the weight of the newest value for a memory in seconds and at least in values."""
-        memory = np.maximum(seconds, values * np.nan_to_num(self._columns["gap"]))
+        memory = np.maximum(seconds, values * np.fmax(self._columns["gap"], 0.0))
         # After a pause the old level still counts: no single value may replace it.
-        return np.asarray(np.minimum(1.0 - np.exp(-np.nan_to_num(elapsed) / memory), 0.3))
+        return np.asarray(np.minimum(1.0 - np.exp(-np.fmax(elapsed, 0.0) / memory), 0.3))

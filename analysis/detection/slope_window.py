@@ -7,6 +7,7 @@ Kendall's tau", 1968; Mann, 1945).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -89,12 +90,12 @@ class SlopeWindow:
 
     def push(self, time_seconds: float, values: FloatArray, chosen: NDArray[np.bool_]) -> None:
         """Add the newest value of the chosen series."""
-        self.peak[chosen] = np.fmax(self.peak, self.oldest)[chosen]
-        for array, newest in (
-            (self._arrays["times"], np.full(len(values), time_seconds)),
-            (self._arrays["values"], values),
-        ):
-            array[:, chosen] = np.vstack((array[1:], newest))[:, chosen]
+        np.copyto(self.peak, np.fmax(self.peak, self.oldest), where=chosen)
+        arrays = ((self._arrays["times"], time_seconds), (self._arrays["values"], values))
+        for array, newest in arrays:
+            for older, newer in itertools.pairwise(array):
+                np.copyto(older, newer, where=chosen)
+            np.copyto(array[-1], newest, where=chosen)
 
     def age(self, time_seconds: float) -> FloatArray:
         """Return how long ago each series was pushed; infinite where never."""

@@ -57,6 +57,8 @@ class StreamingTail:
         )
         self._largest = np.full((_BUFFER, 0), np.nan, dtype=np.float32)
         self._bulk = np.full((_BULK, 0), np.nan, dtype=np.float32)
+        # Beyond it scores are learned as if they were on it; changes with the tail only.
+        self._farthest = np.empty(0)
 
     def grow(self, count: int) -> None:
         """Add series."""
@@ -65,11 +67,13 @@ class StreamingTail:
             np.hstack((array, np.full((len(array), count), np.nan, dtype=np.float32)))
             for array in (self._largest, self._bulk)
         )
+        self._farthest = self.threshold(_FARTHEST_P)
 
     def keep(self, kept: NDArray[np.bool_]) -> None:
         """Drop the series where ``kept`` is false."""
         self._columns.keep(kept)
         self._largest, self._bulk = self._largest[:, kept], self._bulk[:, kept]
+        self._farthest = self._farthest[kept]
 
     def p_values(self, scores: FloatArray) -> FloatArray:
         """Return how likely a normal score at least as large is, ``[series]``.
@@ -83,11 +87,13 @@ class StreamingTail:
         bulk = (at_least + 1.0) / (known + 1.0)
         share = columns["share"]
         bulk = np.fmax(bulk, share)
-        start = columns["start"]
-        # As it is kept: a score that equals the start must not lie above it by rounding.
-        above = exact.astype(float) - start
-        beyond = share * self._excess.survival(above)
-        result = np.clip(np.where(above > 0, beyond, bulk), SMALLEST_P, 1.0)
+        # As it is kept: a score that equals the start must not lie above it by rounding. Few are in the
+        # tail, and only for them there is a power to compute.
+        above = exact.astype(float) - columns["start"]
+        far = np.flatnonzero(above > 0)
+        tail = ParetoTail(columns["shape"][far], columns["scale"][far])
+        bulk[far] = share[far] * tail.survival(above[far])
+        result = np.clip(bulk, SMALLEST_P, 1.0)
         ready = np.isfinite(scores) & (columns["bulk_next"] >= _LEAST_SCORES)
         return np.where(ready, result, np.nan)
 
@@ -96,27 +102,28 @@ class StreamingTail:
 
         NaN where the first block has not ended, or the rate is not in the tail.
         """
-        share = self._columns["share"]
+        return self._threshold_of(np.arange(len(self._columns)), rate)
+
+    def _threshold_of(self, chosen: NDArray[np.intp], rate: float) -> FloatArray:
+        columns = self._columns
+        share = columns["share"][chosen]
         with np.errstate(invalid="ignore"):
             inside = rate < share
         relative = np.where(inside, rate / share, np.nan)
-        return np.asarray(self._columns["start"] + self._excess.quantile(relative))
+        tail = ParetoTail(columns["shape"][chosen], columns["scale"][chosen])
+        return np.asarray(columns["start"][chosen] + tail.quantile(relative))
 
     def update(self, scores: FloatArray, learn: NDArray[np.bool_]) -> None:
         """Learn from scores ``[series]`` of values that are taken for normal."""
         columns = self._columns
         taken = learn & np.isfinite(scores)
-        highest = self.threshold(_FARTHEST_P)
+        highest = self._farthest
         exact = np.minimum(np.where(scores > highest, highest, scores), _HIGHEST)
         exact = exact.astype(np.float32)
         self._keep_bulk(exact, taken)
         columns["seen"][taken] += 1.0
         self._keep_largest(exact, np.flatnonzero(taken & (exact > columns["floor"])))
         self._end_blocks()
-
-    @property
-    def _excess(self) -> ParetoTail:
-        return ParetoTail(self._columns["shape"], self._columns["scale"])
 
     def _keep_bulk(self, scores: NDArray[np.float32], taken: NDArray[np.bool_]) -> None:
         columns = self._columns
@@ -164,6 +171,7 @@ class StreamingTail:
         columns["share"][due] = ((excess > 0).sum(axis=0) + 1.0) / (seen + 1.0)
         fitted = fit_pareto(excess)
         columns["shape"][due], columns["scale"][due] = fitted.shape, fitted.scale
+        self._farthest[due] = self._threshold_of(due, _FARTHEST_P)
         self._begin(due, ordered, wanted)
 
     def _begin(self, due: NDArray[np.intp], ordered: FloatArray, wanted: NDArray[np.int_]) -> None:
@@ -195,3 +203,4 @@ class StreamingTail:
         self._columns.restore(state)
         self._largest = np.array(state["largest"], dtype=np.float32)
         self._bulk = np.array(state["bulk"], dtype=np.float32)
+        self._farthest = self.threshold(_FARTHEST_P)
