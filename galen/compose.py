@@ -12,6 +12,7 @@ import httpx
 import structlog
 
 from analysis.analyst import Analyst
+from analysis.detection.catch_up import catch_up
 from analysis.detection.seasonal_history import fit_shapes
 from analysis.detection.trial import ReplaceablePipeline
 from analysis.history import History
@@ -36,7 +37,7 @@ from galen.seasons import SeasonFitter
 from galen.stack import service_url
 from galen.telemetry.metrics import GalenMetrics
 from galen.telemetry.status import StatusBoard
-from galen.watch import WatchLoop, WatchParts, only_watch
+from galen.watch import WATCH_ENTITY, WatchLoop, WatchParts, only_watch
 from healing.executors.gpu import GpuControl, SimulatedControl
 from healing.executors.nvidia_smi import LocalGpus, NvidiaSmiControl
 from healing.executors.registry import build_executors
@@ -114,6 +115,7 @@ def run_watch(
             data={"healing_mode": mode},
         )
         stack.callback(_note_stop, journal)
+        _catch_up(detection, history, paths)
         board = StatusBoard(
             paths.status,
             started_seconds=time.time(),
@@ -153,6 +155,18 @@ def run_exporter(
             thread.join(5.0)
     finally:
         own.close()
+        reader.close()
+
+
+def _catch_up(detection: ReplaceablePipeline, history: History, paths: StatePaths) -> None:
+    """Let detection see what was stored after its state was saved."""
+    reader = SqliteSeriesReader(paths.series)
+    try:
+        catch_up(detection, history, reader, tick_entity=WATCH_ENTITY, now_seconds=time.time())
+    # Without it detection goes on from where it was saved; the watch must start whatever is stored.
+    except Exception:
+        log.exception("detection_cannot_catch_up")
+    finally:
         reader.close()
 
 

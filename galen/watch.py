@@ -80,7 +80,8 @@ class WatchLoop:
         """Tick until told to stop. A tick that takes too long delays the next; none is made up for."""
         while not stop.is_set():
             started = time.monotonic()
-            self.tick(self._clock())
+            # In the store's own resolution, so that a replay sees the same times to the last bit.
+            self.tick(round(self._clock(), 3))
             took = time.monotonic() - started
             if took > self._interval_seconds:
                 log.warning("tick_took_too_long", seconds=round(took, 3))

@@ -127,6 +127,12 @@ class DetectionPipeline:
         self._history_layout = self._history.layout
 
     @property
+    def last_seconds(self) -> float | None:
+        """The time of the newest tick with a value; None before the first."""
+        seconds = self._seen["seconds"]
+        return float(np.nanmax(seconds)) if np.isfinite(seconds).any() else None
+
+    @property
     def realised_tail_rate(self) -> Mapping[SeriesKey, float]:
         """The share of normal values of each series whose baseline score was above 1."""
         rates = self._baseline.tail.realised_rate()

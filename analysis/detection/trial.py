@@ -114,6 +114,11 @@ class ReplaceablePipeline:
         """Those that hold now."""
         return self._settings
 
+    @property
+    def last_seconds(self) -> float | None:
+        """The time of the newest tick with a value; None before the first."""
+        return self._active.last_seconds
+
     def replace(self, settings: DetectionSettings, terms: TrialTerms) -> None:
         """Go on with other settings, on trial; during a trial the ones before it stay the old ones.
 
