@@ -155,7 +155,8 @@ class SeasonalBaseline:
         self._begin(time_seconds, position, given)
         position = self._smooth(position, given)
         known = columns["count"] >= self._settings.quiet_values
-        threshold = self._threshold(columns["level"] + season) * self._caution(time_seconds)
+        caution = self._caution(time_seconds)
+        threshold = self._threshold(columns["level"] + season) * caution
         error = position - columns["level"]
         expected = profiles.inverse(columns["level"] + season)
         raw = self._raw_score(profiles.inverse(position + season), expected, error, threshold)
@@ -178,8 +179,10 @@ class SeasonalBaseline:
         # A deviation to the harmless side says nothing of how heavy the tail is that alarms.
         harmful = np.where(error > 0, profiles["bad_up"], profiles["bad_down"]).astype(bool)
         self._deviation = np.where(given & known, np.where(harmful, raw, 0.0), np.nan)
-        self._normal = learn & given & self.warmed_up
-        self._tail.update(self._deviation, self._normal)
+        taken = learn & given & self.warmed_up
+        # While caution fades deviations look smaller than they will.
+        self._normal = taken & (caution <= 1.0)
+        self._tail.update(self._deviation, taken)
         self._columns.reset(started)
         self._begin(time_seconds, position, started)
         self._learn(time_seconds, position, given, learn, threshold)

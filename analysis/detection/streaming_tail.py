@@ -8,8 +8,9 @@ slow changes. SPOT (Siffer et al., KDD 2017) keeps all excesses over a threshold
 block forgets, needs no threshold to be right, and costs a fit only now and then.
 
 Direction: up, of scores that are larger the less normal a value is. Warm-up: 20 scores; below 128 the
-p-value is conformal alone and at least 1/33. It fails on scores whose law changes faster than a block
-lasts, and by how much the realised rate of its p-values shows (:class:`~.calibration.RealisedRate`).
+p-value is conformal alone and at least 1/33, and until a block of 512 has ended at least one in a
+block. It fails on scores whose law changes faster than a block lasts, and by how much the realised rate
+of its p-values shows (:class:`~.calibration.RealisedRate`).
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ from analysis.detection.tails import SMALLEST_P, ParetoTail, fit_pareto, tail_le
 
 _FIRST_BLOCK = 128.0
 _LONGEST_BLOCK = 1024.0
+_BOLD_BLOCK = 512.0
+"""A shorter block says of no score that it is rarer than one in its length: neighbours are alike, so a
+few minutes show less than their number, and what lies beyond them would look too rare."""
 _BUFFER = 128
 """Room for the largest scores of a block: a third more than the tail of the longest block has."""
 _BULK = 32
@@ -54,6 +58,7 @@ class StreamingTail:
             share=np.nan,
             shape=0.0,
             scale=np.nan,
+            rarest=SMALLEST_P,
         )
         self._largest = np.full((_BUFFER, 0), np.nan, dtype=np.float32)
         self._bulk = np.full((_BULK, 0), np.nan, dtype=np.float32)
@@ -93,7 +98,7 @@ class StreamingTail:
         far = np.flatnonzero(above > 0)
         tail = ParetoTail(columns["shape"][far], columns["scale"][far])
         bulk[far] = share[far] * tail.survival(above[far])
-        result = np.clip(bulk, SMALLEST_P, 1.0)
+        result = np.clip(bulk, columns["rarest"], 1.0)
         ready = np.isfinite(scores) & (columns["bulk_next"] >= _LEAST_SCORES)
         return np.where(ready, result, np.nan)
 
@@ -168,6 +173,7 @@ class StreamingTail:
         start = np.where(kept > 0, ordered[length, np.arange(due.size)], columns["floor"][due])
         excess = ordered - start
         columns["start"][due] = start
+        columns["rarest"][due] = np.where(seen < _BOLD_BLOCK, 1.0 / (seen + 1.0), SMALLEST_P)
         columns["share"][due] = ((excess > 0).sum(axis=0) + 1.0) / (seen + 1.0)
         fitted = fit_pareto(excess)
         columns["shape"][due], columns["scale"][due] = fitted.shape, fitted.scale

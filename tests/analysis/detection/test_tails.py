@@ -153,6 +153,15 @@ def test_live_a_series_says_nothing_in_its_first_values_and_is_conformal_then() 
     assert (p_values[20:] >= 1 / 33).all()
 
 
+def test_live_nothing_is_rarer_than_a_short_block_can_tell() -> None:
+    tail = streaming(4)
+    follow(tail, stream(NOISES["normal"], 4, 128 + 256 + 300))
+    far = np.full(4, 50.0)
+    assert tail.p_values(far) == pytest.approx(1 / 257)
+    follow(tail, stream(NOISES["normal"], 4, 300, seed=1))
+    assert (tail.p_values(far) < 1e-6).all()
+
+
 def test_live_a_law_that_changes_is_followed_within_two_blocks() -> None:
     scores = stream(NOISES["normal"], 30, 12_000)
     scores[4000:8000] *= 5.0
