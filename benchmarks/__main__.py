@@ -1,6 +1,7 @@
-"""Runs every benchmark: ``python -m benchmarks [NAME ...] [-- OPTION ...]``.
+"""Runs every benchmark: ``python -m benchmarks [NAME ...] [OPTION ...]``.
 
-What follows ``--`` goes to each of them: ``python -m benchmarks serving_throughput -- --quick``.
+The first word that begins with ``-`` and all after it go to each of them, ``--`` itself does not:
+``python -m benchmarks serving_throughput -- --quick``.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ NAMES = tuple(
 def main() -> int:
     """Run the named benchmarks, or all of them, each in a process of its own."""
     arguments = sys.argv[1:]
-    cut = arguments.index("--") if "--" in arguments else len(arguments)
-    wanted, options = arguments[:cut] or list(NAMES), arguments[cut + 1 :]
+    cut = next((at for at, word in enumerate(arguments) if word.startswith("-")), len(arguments))
+    wanted, options = arguments[:cut] or list(NAMES), arguments[cut:]
+    options = options[1:] if options[:1] == ["--"] else options
     if unknown := [name for name in wanted if name not in NAMES]:
         sys.stderr.write(f"no benchmark {unknown[0]!r}; there are {', '.join(NAMES)}\n")
         return 2

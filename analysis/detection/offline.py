@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.detection.offline_rows import score_rows
-from analysis.detection.offline_series import views_of_one
+from analysis.detection.offline_series import score_series
 from analysis.detection.wide_csv import TIME_COLUMN, WideCsvError, read_wide_csv, times_of
 
 __all__ = ["WideCsvError", "detect_frame", "read_wide_csv"]
@@ -49,11 +49,14 @@ def detect_frame(frame: pd.DataFrame, train_rows: int) -> pd.DataFrame:
     values = np.where(np.isfinite(values), values, np.nan)
     times = times_of(frame[TIME_COLUMN], train_rows)
     step = float(np.median(np.diff(times[:train_rows])))
-    views = values if len(names) > 1 else views_of_one(times, values[:, 0], train_rows)
-    scores, top = score_rows(views, train_rows, step)
     score = np.zeros(len(frame))
-    score[train_rows:] = np.where(np.isfinite(values[train_rows:]).any(axis=1), scores, 0.0)
-    leading = [names[column if len(names) > 1 else 0] for column in top]
+    if len(names) > 1:
+        scores, top = score_rows(values, train_rows, step)
+        score[train_rows:] = np.where(np.isfinite(values[train_rows:]).any(axis=1), scores, 0.0)
+    else:
+        score[train_rows:] = score_series(times, values[:, 0], train_rows)[train_rows:]
+        top = np.zeros(len(frame), dtype=np.int64)
+    leading = [names[column] for column in top]
     return pd.DataFrame(
         {
             TIME_COLUMN: frame[TIME_COLUMN].to_numpy(),
