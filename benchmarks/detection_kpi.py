@@ -78,7 +78,9 @@ def means(table: pd.DataFrame) -> pd.DataFrame:
     """Return the means over series by detector, over all and over each half."""
     measures = ["vus_pr", "event_recall", "false_per_day", "delay_seconds", "us_per_row"]
     parts = {"all": table, **dict(list(table.groupby("half")))}
-    rows = {name: part.groupby("detector", sort=False)[measures].mean() for name, part in parts.items()}
+    rows = {
+        name: part.groupby("detector", sort=False)[measures].mean() for name, part in parts.items()
+    }
     return pd.concat(rows, names=["half"])
 
 
@@ -105,7 +107,7 @@ def main() -> None:
         }
         print(json.dumps(document, indent=2))
         return
-    wide = table.pivot(index=["half", "case"], columns="detector", values="vus_pr")
+    wide = table.pivot_table("vus_pr", ["half", "case"], "detector")
     print("VUS-PR\n" + wide[list(dict.fromkeys(table["detector"]))].round(3).to_string())
     columns = ["half", "case", "events", "event_recall", "false_per_day", "delay_seconds"]
     events = table.loc[table["detector"] == "galen", columns].sort_values(["half", "case"])

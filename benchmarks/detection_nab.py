@@ -2,10 +2,10 @@
 
     python -m benchmarks detection_nab [--json]
 
-All 58 series, the first 15% of each trains and is not scored. `best` takes the one threshold for the whole
-corpus that is best for the profile, as NAB does; `fixed` takes the detector's own, a score above 1.
-`random` scores at random, `clock` alerts at every 200th row, `always` at every row. Every second series
-by name was looked at while the detector was made; the others were not.
+All 58 series; the first 15% of each trains and is not scored. `best` takes the one threshold for the
+whole corpus that is best for the profile, as NAB does; `fixed` takes the detector's own, a score above
+1. `random` scores at random, `clock` alerts at every 200th row, `always` at every row. Every second
+series by name was looked at while the detector was made; the others were not.
 """
 
 from __future__ import annotations

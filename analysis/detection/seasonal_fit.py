@@ -22,6 +22,7 @@ WEEK_SECONDS = 7 * DAY_SECONDS
 
 _CYCLES = 3
 """Cycles of history that a fit needs: two to fit on and one to judge it by."""
+_LEAST_VALUES = 50
 _LARGEST_PERIOD = 2016
 """Phases of a shape at most: a week in steps of five minutes."""
 _LEAST_GAIN = 0.1
@@ -75,11 +76,15 @@ def fit_shape(
         The shape with the least error on the last cycle, if it beats the level alone by a tenth.
     """
     present = np.isfinite(values)
-    if present.sum() < 50:
+    if present.sum() < _LEAST_VALUES:
         return None
     step = float(np.median(np.diff(times)))
     span = float(times[-1] - times[0])
-    candidates = list(periods_seconds) or [DAY_SECONDS, WEEK_SECONDS, *_found(times, values, step)]
+    candidates = list(periods_seconds) or [
+        DAY_SECONDS,
+        WEEK_SECONDS,
+        *found_periods(times, values, step),
+    ]
     best: tuple[float, SeasonalShape] | None = None
     for period in candidates:
         if span < _CYCLES * period or period < 4 * step:
@@ -148,11 +153,11 @@ def _held_out_ratio(
     return float(shaped[judged].mean() / flat[judged].mean())
 
 
-def _found(times: FloatArray, values: FloatArray, step: float) -> list[float]:
+def found_periods(times: FloatArray, values: FloatArray, step: float) -> list[float]:
     """Return the period that the autocorrelation shows, as a list of at most one."""
     present = np.isfinite(values)
     count = int((times[-1] - times[0]) / step) + 1
-    if count < 64 or count > 200_000:
+    if count < 64 or count > 200_000 or present.sum() < _LEAST_VALUES:
         return []
     grid = np.interp(times[0] + step * np.arange(count), times[present], values[present])
     grid = grid - grid.mean()

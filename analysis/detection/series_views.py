@@ -1,7 +1,7 @@
 """Causal views of one metric: how far a row is from what is usual, on several scales of time.
 
 A view is a distance, 0 or more, that depends on rows up to its own only. None of them is a verdict:
-:mod:`analysis.detection.series_tails` learns how large a distance is unusual.
+:mod:`analysis.detection.distance_tails` learns how large a distance is unusual.
 """
 
 from __future__ import annotations

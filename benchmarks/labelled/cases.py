@@ -45,33 +45,38 @@ def smd(root: Path, limit: int) -> Iterator[Case]:
         yield Case(path.stem, frame, len(train), label.astype(bool), tuple(causes))
 
 
-KPI_COPIES = (
+KPI_GROUPS = (
+    ("02e99bd4",),
+    ("09513ae3",),
     ("18fbb1d5", "1c35dbf5", "da403e4e"),
+    ("40e25005",),
+    ("54e8a140",),
     ("71595dd7", "cff6d3c0"),
     ("769894ba", "76f4550c", "8a20c229"),
     ("7c189dd3", "a40b1df8"),
+    ("88cf3a77",),
     ("8bef9af9", "affb01ca"),
     ("8c892e55", "e0770391"),
+    ("9bd90500",),
+    ("9ee58794",),
+    ("a5bf5d65",),
+    ("b3b2e6d1",),
+    ("c58bfcba",),
 )
-"""KPIs that are near copies of one another: values at the same times correlate by more than 0.97, or
-steps by more than 0.5, or more than 0.4 of their labels coincide."""
+"""KPIs by the beginning of their names; in one group are near copies: values at the same times that
+correlate by more than 0.97, or their steps by more than 0.5, or more than 0.4 of the labels coincide."""
 
 
 def kpi_chosen_by(name: str) -> bool:
-    """Tell whether a KPI is in the half that settings may be chosen by: every second group of copies.
+    """Tell whether settings may be chosen by a KPI: those of every second group of near copies.
 
-    Groups follow one another by their first names; a KPI without a copy is a group of its own.
+    Raises:
+        ValueError: when no group has it, because a near copy could then be on the other side.
     """
-    first = {name: group[0] for group in KPI_COPIES for name in group}
-    known = sorted({first.get(short, short) for short in _KPI_NAMES})
-    return known.index(first.get(name[:8], name[:8])) % 2 == 0
-
-
-_KPI_NAMES = tuple(
-    "02e99bd4 09513ae3 18fbb1d5 1c35dbf5 40e25005 54e8a140 71595dd7 769894ba 76f4550c 7c189dd3 88cf3a77 "
-    "8a20c229 8bef9af9 8c892e55 9bd90500 9ee58794 a40b1df8 a5bf5d65 affb01ca b3b2e6d1 c58bfcba cff6d3c0 "
-    "da403e4e e0770391".split()
-)
+    for number, group in enumerate(KPI_GROUPS):
+        if name.startswith(group):
+            return number % 2 == 0
+    raise ValueError(f"the KPI {name!r} is in no group of near copies")
 
 
 def kpi(root: Path, limit: int, *, unlabelled: bool = False) -> Iterator[Case]:

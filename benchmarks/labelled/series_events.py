@@ -1,4 +1,4 @@
-"""Measures of alerts of one series against labelled events: found or not, how late, how often in vain."""
+"""Measures of one series' alerts against labelled events: found, how late, how often in vain."""
 
 from __future__ import annotations
 
