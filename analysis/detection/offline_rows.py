@@ -6,6 +6,7 @@ before it is learned, and learned only while it looks normal (see :mod:`analysis
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,8 +26,8 @@ _ABSORB_SHARE = 0.25
 """Share of the memory after which rows that are nearly all anomalous are a new normal."""
 _ABSORB_RATIO = 0.63
 """1 - 1/e: the running share of anomalous rows after one absorb time of nothing else."""
-_FIRST_SHARE = 0.3
-"""Share of the training rows that the first covariance comes from; the rest calibrates."""
+_FOLDS = 5
+"""Each fifth of the training rows is judged by the covariance of the others; that calibrates."""
 _DISTANCE_WEIGHT = 0.75
 """Weight of the Mahalanobis distance in the logarithm; the mean square has the rest. The distance sees
 a broken relation that no single column shows, the mean square steadies it where columns are copies."""
@@ -34,7 +35,9 @@ _TAIL_RATE = 0.015
 _TAIL_DEVIATIONS = 4.0
 """The threshold is the conformal quantile, or this many robust deviations of the log score above its
 median where the training rows have anomalies of their own and the quantile lies among them."""
-_LEAST_DEVIATION = 0.1
+_LEAST_ABOVE_MEDIAN = 0.5
+"""The threshold is at least that far above the median: in wide tables the log scores of normal rows lie
+so close together that a little less shrinkage than in calibration would make all of them anomalies."""
 
 
 @dataclass
@@ -76,7 +79,9 @@ class _Running:
         """Learn rows ``[rows, width]`` with a memory in rows."""
         if not len(z):
             return
-        weight = 1.0 - np.exp(-len(z) / memory_rows)
+        # Until the memory is full each row counts the same; more rows than were learned in truth would
+        # make the shrinkage too weak.
+        weight = max(1.0 - np.exp(-len(z) / memory_rows), len(z) / (self.rows + len(z)))
         centred = z - self.mean
         self.covariance = self.covariance + weight * (
             centred.T @ centred / len(z) - self.covariance
@@ -101,26 +106,24 @@ def score_rows(
     """
     memory = float(np.clip(_MEMORY_SECONDS / max(step_seconds, 1e-9), *_MEMORY_ROWS))
     z = deviations(views, train_rows, step_seconds, memory)
-    rows, width = z.shape
-    first = min(max(int(_FIRST_SHARE * train_rows), 2 * width + 10), max(train_rows - 10, 10))
-    known = _judge_training(z[:train_rows], first, memory)
+    known = _judge_training(z[:train_rows])
     logs, shares = _judge_rest(z, train_rows, memory, conformal_threshold(known, _TAIL_RATE))
     smooth = sustained(np.concatenate((known, logs)))
     threshold = _threshold(smooth[: len(known)])
-    top = np.zeros(rows, dtype=np.int64)
+    top = np.zeros(len(z), dtype=np.int64)
     top[train_rows:] = leading(logs, shares)
     # A log score beyond 700 would be infinite; nothing sensible comes near it.
     return np.exp(np.minimum(smooth[len(known) :] - threshold, 700.0)), top
 
 
-def _judge_training(z: FloatArray, first: int, memory: float) -> FloatArray:
-    """Return log scores of the training rows after the first, each from what came before it."""
-    running = _Running.of(z[:first])
-    logs = []
-    for start, end in blocks(first, len(z)):
-        logs.append(running.judge(z[start:end])[0])
-        running.learn(z[start:end], memory)
-    return np.concatenate(logs)
+def _judge_training(z: FloatArray) -> FloatArray:
+    """Return log scores of the training rows, each from the covariance of rows of other folds."""
+    cuts = np.linspace(0, len(z), _FOLDS + 1).round().astype(int)
+    folds = [
+        _Running.of(np.concatenate((z[:start], z[end:]))).judge(z[start:end])[0]
+        for start, end in itertools.pairwise(cuts)
+    ]
+    return np.concatenate(folds)
 
 
 def _judge_rest(
@@ -144,4 +147,4 @@ def _threshold(logs: FloatArray) -> float:
     quantile = conformal_threshold(logs, _TAIL_RATE)
     middle = float(np.median(logs))
     spread = 1.4826 * float(np.median(np.abs(logs - middle)))
-    return min(quantile, middle + _TAIL_DEVIATIONS * max(spread, _LEAST_DEVIATION))
+    return max(min(quantile, middle + _TAIL_DEVIATIONS * spread), middle + _LEAST_ABOVE_MEDIAN)

@@ -110,6 +110,20 @@ def test_one_metric_is_judged_by_its_time_of_day() -> None:
     assert (usual > 1).mean() < 0.003
 
 
+@pytest.mark.parametrize("train_rows", [100, 300])
+def test_more_columns_than_rows_are_no_alarm(train_rows: int) -> None:
+    random = np.random.default_rng(0)
+    names = [f"m{n}" for n in range(200)]
+    load = random.normal(0, 1, (train_rows + 300, 1))
+    values = load + random.normal(0, 1, (len(load), len(names)))
+    values[-20:, :10] += 15.0
+    frame = pd.DataFrame(values, columns=names)
+    frame.insert(0, "timestamp", 60 * np.arange(len(frame)))
+    flagged = detect_frame(frame, train_rows)["is_anomaly"].iloc[train_rows:]
+    assert flagged.iloc[:-20].mean() < 0.1
+    assert flagged.iloc[-20:].mean() > 0.9
+
+
 def test_training_rows_score_nothing() -> None:
     result = detect_frame(table(), 300)
     assert (result["score"].iloc[:300] == 0).all()
