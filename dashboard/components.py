@@ -184,6 +184,9 @@ _EVENT_TONES = {
     EventKind.ESCALATED: Tone.CRITICAL,
     EventKind.NOTIFICATION_FAILED: Tone.WARNING,
     EventKind.PART_FAILED: Tone.CRITICAL,
+    EventKind.CONFIG_RELOADED: Tone.INFO,
+    EventKind.CONFIG_REJECTED: Tone.WARNING,
+    EventKind.CONFIG_ROLLED_BACK: Tone.WARNING,
 }
 
 

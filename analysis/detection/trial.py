@@ -73,10 +73,11 @@ class _Trial:
 
     def complaint(self, now: float) -> str | None:
         """Say what is wrong with the new settings, if anything."""
+        grace = min(_GRACE_SECONDS, 0.5 * self.terms.seconds)
         extra = [
             key
             for key, since in self.raised_since.items()
-            if key not in self.raised_before and (now - since >= _GRACE_SECONDS or self.over(now))
+            if key not in self.raised_before and now - since >= grace
         ]
         if len(extra) <= max(self.terms.most_new, _FACTOR * len(self.raised_before)):
             return None

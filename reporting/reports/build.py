@@ -54,6 +54,9 @@ _CHANGE_KINDS = frozenset(
         EventKind.ACTION_ROLLED_BACK,
         EventKind.ACTION_UNDONE,
         EventKind.PART_FAILED,
+        EventKind.CONFIG_RELOADED,
+        EventKind.CONFIG_REJECTED,
+        EventKind.CONFIG_ROLLED_BACK,
     }
 )
 _CHANGE_SIGNALS = {

@@ -281,6 +281,21 @@ def test_a_fault_in_the_trial_is_not_held_against_the_new_settings(watched: Watc
     assert watched.detection.settings.alerts.clear_level == 0.6
 
 
+def test_a_fault_at_the_end_of_the_trial_is_not_either(watched: Watched) -> None:
+    """Settings that are quicker by a few values are told apart from those that raise too much."""
+    slow = '[[analysis.detection.overrides]]\nsignals = ["llm_*"]\nminimum_values = 12\n'
+    slow += "minimum_seconds = 12\n"
+    watched.configure(QUIET + slow)
+    watched.run(120)
+    watched.configure(QUIET)
+    watched.run(53)
+    watched.latency = 3.0
+    assert watched.run(6).anomalies == 10
+    status = watched.run(20)
+    assert (status.anomalies, status.config_reload_successful) == (10, True)
+    assert watched.said() == [EventKind.CONFIG_RELOADED] * 2
+
+
 @pytest.mark.parametrize("after_ticks", [0, 3])
 def test_settings_that_break_a_tick_are_rolled_back_in_that_tick(
     watched: Watched, monkeypatch: pytest.MonkeyPatch, after_ticks: int
