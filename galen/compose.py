@@ -57,6 +57,8 @@ log = structlog.get_logger(__name__)
 
 _DISPATCH_SECONDS = 1.0
 _LOAD_AGE_SECONDS = 10.0
+_SEASONS_SECONDS = 28 * 86_400.0
+"""Seasons are fitted on so much history: four weeks, of which the last judges."""
 
 
 def run_service(
@@ -237,7 +239,8 @@ def _retention(settings: CollectorsSettings) -> Retention:
 def _seasons(settings: Settings, paths: StatePaths, stack: ExitStack) -> SeasonFitter:
     reader = SqliteSeriesReader(paths.series)
     stack.callback(reader.close)
-    span_seconds = settings.collectors.retention_hours * 3600.0
+    kept_seconds = settings.collectors.rollup_minute_retention_days * 86_400.0
+    span_seconds = min(kept_seconds, _SEASONS_SECONDS)
     zone = settings.analysis.detection.baseline.timezone
     return SeasonFitter(lambda now: fit_shapes(reader, now - span_seconds, now, zone=zone))
 

@@ -165,20 +165,25 @@ class SeriesProfiles:
 
     def _note_factors(self) -> None:
         """Find the series that are compared as factors: only for them there is something to compute."""
-        self._factors = np.flatnonzero(self._columns["multiplicative"])
+        multiplicative = self._columns["multiplicative"]
+        self._factors: NDArray[np.int64] | slice = np.flatnonzero(multiplicative)
+        if len(multiplicative) == 1 and multiplicative[0]:
+            self._factors = slice(None)
         self._knees = self._columns["knee"][self._factors]
 
     def forward(self, values: FloatArray) -> FloatArray:
-        """Take values ``[series]`` into the space in which deviations are measured."""
-        result = np.array(values, dtype=float)
-        result[self._factors] = np.arcsinh(values[self._factors] / self._knees)
+        """Take values ``[series]`` into the space in which deviations are measured.
+
+        The profile of one series takes any number of its values.
+        """
+        factors, result = self._factors, np.array(values, dtype=float)
+        result[factors] = np.arcsinh(result[factors] / self._knees)
         return result
 
     def inverse(self, positions: FloatArray) -> FloatArray:
         """Bring positions back into the unit of the signal."""
-        result = np.array(positions, dtype=float)
-        inside = np.clip(positions[self._factors], -60.0, 60.0)
-        result[self._factors] = np.sinh(inside) * self._knees
+        factors, result = self._factors, np.array(positions, dtype=float)
+        result[factors] = np.sinh(np.clip(result[factors], -60.0, 60.0)) * self._knees
         return result
 
     def floor(self, level: FloatArray) -> FloatArray:

@@ -85,8 +85,9 @@ def fit_shape(
         WEEK_SECONDS,
         *found_periods(times, values, step),
     ]
+    # What is found is mostly a day; no period is fitted twice.
     best: tuple[float, SeasonalShape] | None = None
-    for period in candidates:
+    for period in dict.fromkeys(candidates):
         if span < _CYCLES * period or period < 4 * step:
             continue
         split = times[-1] - period
@@ -129,9 +130,20 @@ def _fit_period(
     else:
         classical = seasonal_decompose(grid, period=phases, extrapolate_trend="freq")
         seasonal = grid - np.asarray(classical.trend)
-    order = slots % phases
-    offsets = np.array([np.median(seasonal[order == phase]) for phase in range(phases)])
+    offsets = _phase_medians(seasonal, int(slots[0] % phases), phases)
     return SeasonalShape(period_seconds, offsets - np.median(offsets), zone)
+
+
+def _phase_medians(seasonal: FloatArray, first: int, phases: int) -> FloatArray:
+    """Return the median over cycles of each phase ``[phases]``, from a series that begins at one."""
+    cycles = -(-(first + len(seasonal)) // phases)
+    table = np.full(cycles * phases, np.nan)
+    table[first : first + len(seasonal)] = seasonal
+    ordered = np.sort(table.reshape(cycles, phases), axis=0)  # what is not there comes last
+    count = np.isfinite(ordered).sum(axis=0)
+    every = np.arange(phases)
+    middle = 0.5 * (ordered[(count - 1) // 2, every] + ordered[count // 2, every])
+    return np.asarray(middle)
 
 
 def _detrended_rest(rest: FloatArray) -> FloatArray:

@@ -61,3 +61,15 @@ def test_columns_keep_their_values_and_types_when_they_grow() -> None:
         columns.restore({})
     with pytest.raises(ValueError, match="shape"):
         columns.restore({**columns.state(), "bits": np.zeros(3, dtype=int)})
+
+
+def test_one_profile_takes_many_values_of_its_series() -> None:
+    for signal in ("llm_request_latency_seconds", "gpu_temperature_celsius"):
+        profile, several = SeriesProfiles(), SeriesProfiles()
+        profile.grow([SeriesKey("service/a", signal)])
+        several.grow([SeriesKey("service/a", signal)] * 4)
+        values = np.array([0.1, 2.0, np.nan, 300.0])
+        positions = profile.forward(values)
+        np.testing.assert_array_equal(positions, several.forward(values))
+        np.testing.assert_allclose(profile.inverse(positions), values)
+        np.testing.assert_array_equal(profile.inverse(positions), several.inverse(positions))

@@ -3,7 +3,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from analysis.detection.seasonal_fit import DAY_SECONDS, SeasonalShape, fit_shape
+from analysis.detection.seasonal_fit import (
+    DAY_SECONDS,
+    SeasonalShape,
+    _phase_medians,
+    fit_shape,
+)
 
 STEP = 600.0
 TIMES = 1_700_006_400 + STEP * np.arange(144 * 8)
@@ -68,3 +73,12 @@ def test_a_shape_is_continuous_over_the_end_of_its_period() -> None:
     assert shape.at(99.999) == pytest.approx(shape.at(100.001), abs=1e-3)
     times = np.linspace(0, 300, 50)
     np.testing.assert_allclose(shape.over(times), [shape.at(float(time)) for time in times])
+
+
+def test_the_median_of_each_phase_is_that_of_its_values() -> None:
+    random = np.random.default_rng(3)
+    for first, count in ((0, 30), (5, 31), (11, 26), (3, 12)):
+        values = random.normal(size=count)
+        phase = (first + np.arange(count)) % 12
+        expected = [np.median(values[phase == each]) for each in range(12)]
+        np.testing.assert_array_equal(_phase_medians(values, first, 12), expected)

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import pytest
 
+from analysis.detection import seasonal_history
 from analysis.detection.profiles import SeriesProfiles
 from analysis.detection.seasonal_fit import DAY_SECONDS
 from analysis.detection.seasonal_history import fit_shapes
 from collectors.contract import SeriesKey
 from collectors.store.contract import SeriesInfo
+from collectors.store.frames import rolled_up
 
 RATE = SeriesKey("service/llm", "llm_requests_per_second")
 QUEUE = SeriesKey("service/llm", "llm_queue_depth")
@@ -21,6 +25,7 @@ TIMES = START + 60.0 * np.arange(1440 * 5)
 class Stored:
     def __init__(self, values: dict[SeriesKey, np.ndarray]) -> None:
         self.values = values
+        self.reads = 0
 
     def series(self) -> Sequence[SeriesInfo]:
         return [SeriesInfo(key, {}, TIMES[0], TIMES[-1], 0.0) for key in self.values]
@@ -33,14 +38,21 @@ class Stored:
         entities: Collection[str] | None = None,
         signals: Collection[str] | None = None,
     ) -> pd.DataFrame:
-        assert entities is not None
-        assert signals is not None
-        (entity,), (signal,) = entities, signals
-        values = self.values[SeriesKey(entity, signal)]
-        inside = (start_seconds <= TIMES) & (end_seconds > TIMES)
-        return pd.DataFrame(
-            {"time": TIMES[inside], "entity": entity, "signal": signal, "value": values[inside]}
+        parts = [
+            pd.DataFrame({"time": TIMES, **key._asdict(), "value": values}).dropna()
+            for key, values in self.values.items()
+            if (entities is None or key.entity in entities)
+            and (signals is None or key.signal in signals)
+        ]
+        frame = pd.concat(
+            [pd.DataFrame({"time": [], "entity": [], "signal": [], "value": []}), *parts]
         )
+        inside = (frame["time"] >= start_seconds) & (frame["time"] < end_seconds)
+        return frame[inside].sort_values("time", kind="stable", ignore_index=True)
+
+    def read_rollup(self, *, resolution_seconds: float = 60.0, **chosen: Any) -> pd.DataFrame:
+        self.reads += 1
+        return rolled_up(self.read(**chosen), int(resolution_seconds))
 
     def close(self) -> None:
         pass
@@ -70,3 +82,35 @@ def test_only_series_with_a_shape_get_one() -> None:
 def test_an_empty_store_gives_nothing() -> None:
     assert fit_shapes(Stored({}), START, START + 10) == {}
     assert fit_shapes(Stored({RATE: np.ones(len(TIMES))}), 0.0, 10.0) == {}
+
+
+def test_reading_in_batches_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(1)
+    wave = np.exp(np.sin(2 * np.pi * TIMES / DAY_SECONDS))
+    values = {
+        SeriesKey(f"service/{name}", signal): 30 * wave * random.lognormal(0, 0.05, len(TIMES))
+        for name in "abc"
+        for signal in (RATE.signal, QUEUE.signal)
+    }
+    for each in values.values():
+        each[random.random(len(TIMES)) < 0.1] = np.nan
+    at_once, in_parts = Stored(values), Stored(values)
+    whole = fit_shapes(at_once, START, TIMES[-1] + 1)
+    monkeypatch.setattr(seasonal_history, "_MOST_ROWS", len(TIMES) * 2)
+    parts = fit_shapes(in_parts, START, TIMES[-1] + 1)
+    assert (at_once.reads, in_parts.reads) == (1, 3)
+    assert set(whole) == set(parts) == set(values)
+    for key, shape in whole.items():
+        np.testing.assert_array_equal(shape.offsets, parts[key].offsets)
+
+
+def test_steps_have_the_median_of_their_minutes() -> None:
+    minutes = START + np.array([0, 60, 120, 180, 240, 300, 360, 900.0])
+    values = np.array([1, 2, 30, 4, 5, 6, 9, 7.0])
+    frame = rolled_up(
+        pd.DataFrame({"time": minutes, "entity": "a", "signal": "b", "value": values}), 60
+    )
+    ((key, times, medians),) = seasonal_history._medians(frame)
+    assert key == ("a", "b")
+    np.testing.assert_array_equal(times, START + np.array([150.0, 450.0, 1050.0]))
+    np.testing.assert_array_equal(medians, [4.0, 7.5, 7.0])
