@@ -1,9 +1,9 @@
 """An isolation forest for each entity, fitted beside the ticks and evaluated for all entities at once.
 
-Fitting is scikit-learn's IsolationForest (Liu, Ting and Zhou, ICDM 2008) on recent normal rows, in an
-executor that is given; a tick only ever submits fits and takes finished ones. Scoring does not call
-scikit-learn, which spends milliseconds a call whatever the number of rows: the trees of all entities
-lie in one array (:mod:`analysis.detection.packed_forest`) and all rows go down all trees together.
+Fitting grows the trees of scikit-learn's IsolationForest (Liu, Ting and Zhou, ICDM 2008) on recent
+normal rows, in an executor that is given; a tick only ever submits fits and takes finished ones. Scoring
+does not call scikit-learn, which spends milliseconds a call whatever the number of rows: the trees of
+all entities lie in one array (:mod:`analysis.detection.packed_forest`) and rows go down all at once.
 
 Direction: both. Warm-up: :attr:`ForestSettings.first_rows` rows. It is a vote and raises nothing
 alone: it takes every load state that it has not seen for strange.

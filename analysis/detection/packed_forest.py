@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.ensemble import IsolationForest
+from sklearn import config_context
+from sklearn.tree import ExtraTreeRegressor
 
 from analysis.detection.contract import FloatArray
 
@@ -62,17 +63,41 @@ def mean_path_length(samples: FloatArray | float) -> FloatArray:
 def fit_forest(rows: FloatArray, *, trees: int, seed: int) -> PackedForest:
     """Fit a forest on rows ``[rows, series]`` without NaN and pack it."""
     samples = min(_SAMPLES, len(rows))
-    model = IsolationForest(
-        n_estimators=trees, max_samples=samples, random_state=seed, n_jobs=1
-    ).fit(rows)
+    grown = isolation_trees(rows, trees=trees, seed=seed)
     # The trees hold max_samples rows, which may be fewer than _SAMPLES: scale to the full length.
     scale = mean_path_length(_SAMPLES) / np.maximum(mean_path_length(samples), 1e-9)
-    feature, threshold, length = _complete([tree.tree_ for tree in model.estimators_])
+    feature, threshold, length = _complete([tree.tree_ for tree in grown])
     packed = PackedForest(feature, threshold, (scale * length).astype(np.float32), 0.0, 1.0)
     scores = isolation_of(packed, rows)
     centre = float(np.median(scores))
     width = float(np.quantile(scores, 0.99)) - centre
     return PackedForest(packed.feature, packed.threshold, packed.length, centre, width)
+
+
+def isolation_trees(rows: FloatArray, *, trees: int, seed: int) -> list[ExtraTreeRegressor]:
+    """Grow the trees of an isolation forest on rows ``[rows, series]`` without NaN.
+
+    They are the trees that scikit-learn's IsolationForest is made of: random splits of a random series
+    on 128 rows drawn without replacement. It takes four times as long to grow the same, since it clones
+    an estimator for each tree and checks the same rows again and again.
+    """
+    random = np.random.RandomState(seed)
+    single = rows.astype(np.float32)
+    target = random.uniform(size=len(rows))
+    samples = min(_SAMPLES, len(rows))
+    depth = int(np.ceil(np.log2(max(samples, 2))))
+    grown = []
+    with config_context(assume_finite=True, skip_parameter_validation=True):
+        for _ in range(trees):
+            drawn = random.permutation(len(rows))[:samples]
+            tree = ExtraTreeRegressor(
+                max_features=1,
+                splitter="random",
+                max_depth=depth,
+                random_state=random.randint(np.iinfo(np.int32).max),
+            )
+            grown.append(tree.fit(single[drawn], target[drawn], check_input=False))
+    return grown
 
 
 def isolation_of(forest: PackedForest, rows: FloatArray) -> FloatArray:

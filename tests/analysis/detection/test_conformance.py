@@ -23,7 +23,7 @@ from analysis.detection.trend import Trend
 from collectors.contract import SeriesKey
 
 SETTINGS = DetectionSettings()
-FOREST = ForestSettings(first_rows=30, refit_seconds=40, row_seconds=1, rows=64, trees=20)
+FOREST = ForestSettings(first_rows=60, refit_seconds=40, row_seconds=1, rows=128, trees=40)
 
 KEYS = [
     SeriesKey("service/llm", "llm_request_latency_seconds"),

@@ -7,7 +7,12 @@ import pytest
 from sklearn.ensemble import IsolationForest
 
 from analysis.detection.forest import ForestVote, SameThreadExecutor
-from analysis.detection.packed_forest import fit_forest, isolation_of, mean_path_length
+from analysis.detection.packed_forest import (
+    fit_forest,
+    isolation_of,
+    isolation_trees,
+    mean_path_length,
+)
 from analysis.detection.settings import ForestSettings
 from collectors.contract import SeriesKey
 
@@ -15,17 +20,36 @@ KEYS = [SeriesKey("host/a", f"s{n}") for n in range(5)]
 
 
 @pytest.mark.parametrize("count", [40, 128, 200])
-def test_packed_trees_score_as_scikit_learn_does(count: int) -> None:
+def test_packed_trees_score_as_the_paper_says(count: int) -> None:
     random = np.random.default_rng(1)
     rows = random.normal(size=(count, 5))
     # Values that are thresholds themselves have to take the same branch.
     rows[:, 1] = np.round(rows[:, 1])
     own = fit_forest(rows, trees=20, seed=3)
-    model = IsolationForest(n_estimators=20, max_samples=min(128, count), random_state=3).fit(rows)
     strange = random.normal(0, 3, size=(50, 5))
-    np.testing.assert_allclose(
-        isolation_of(own, strange), -model.score_samples(strange.astype(np.float32)), rtol=1e-6
-    )
+    depths = []
+    for tree in isolation_trees(rows, trees=20, seed=3):
+        passed = np.asarray(tree.decision_path(strange.astype(np.float32)).sum(axis=1)).ravel()
+        leaf = tree.tree_.n_node_samples[tree.apply(strange.astype(np.float32))]
+        depths.append(passed - 1.0 + np.array([mean_path_length(float(n)) for n in leaf]))
+    expected = 2.0 ** (-np.mean(depths, axis=0) / mean_path_length(min(128, count)))
+    np.testing.assert_allclose(isolation_of(own, strange), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("count", [60, 256])
+def test_the_forest_is_the_one_of_scikit_learn_up_to_chance(count: int) -> None:
+    random = np.random.default_rng(2)
+    rows = random.normal(size=(count, 6)) * np.array([1, 2, 5, 1, 1, 0.1])
+    strange = random.normal(0, 2, size=(200, 6))
+    settings = {"n_estimators": 400, "max_samples": min(128, count)}
+    theirs = [
+        -IsolationForest(**settings, random_state=seed).fit(rows).score_samples(strange)
+        for seed in (0, 1)
+    ]
+    ours = isolation_of(fit_forest(rows, trees=400, seed=5), strange)
+    between_theirs = np.abs(theirs[0] - theirs[1]).mean()
+    assert np.abs(ours - theirs[0]).mean() < 1.5 * between_theirs
+    assert np.corrcoef(ours, theirs[0])[0, 1] > np.corrcoef(*theirs)[0, 1] - 0.01
 
 
 def test_the_mean_path_length_is_that_of_the_paper() -> None:
