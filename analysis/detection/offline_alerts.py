@@ -12,8 +12,11 @@ import numpy as np
 
 from analysis.detection.contract import FloatArray
 
-_WORSE = 1.05
+_WORSE = 1.2
 """By this factor an event has to exceed the worst of it so far to be raised again."""
+_MUCH_WORSE = 1.5
+"""The same within the first rows after it was raised, while it is still unfolding."""
+_UNFOLDING_ROWS = 20
 _FORGET_ROWS = 100.0
 """The worst so far halves in this many rows."""
 _FADE_ROWS = 20.0
@@ -30,13 +33,16 @@ def raise_once(ratios: FloatArray) -> FloatArray:
     scores = np.zeros(len(ratios))
     forget, fade = 0.5 ** (1.0 / _FORGET_ROWS), 0.5 ** (1.0 / _FADE_ROWS)
     worst = shown = 0.0
+    raised = -_UNFOLDING_ROWS - 1
     for row, ratio in enumerate(ratios.tolist()):
         if math.isnan(ratio):
             continue
         worst, shown = worst * forget, max(shown * fade, ratio)
-        if ratio > max(1.0, _WORSE * worst):
-            scores[row] = ratio
+        factor = _WORSE if row - raised > _UNFOLDING_ROWS else _MUCH_WORSE
+        if ratio > max(1.0, factor * worst):
+            scores[row], raised = ratio, row
         else:
             scores[row] = 0.5 * shown if shown <= 1.0 else 1.0 - 0.5 / shown
-        worst = max(worst, ratio)
+        if ratio > 1.0:
+            worst = max(worst, ratio)
     return scores

@@ -23,8 +23,6 @@ _CYCLES = 7
 _WEEKS = 4
 """Cycles whose median predicts a row, as far as there are so many: a week of days, a month of weeks."""
 _LEAST_PHASES = 4
-_SMOOTH_ROWS = 5
-"""Past cycles are smoothed by a median of this many rows, so that a spike is not missed next time."""
 
 
 def views_of(
@@ -33,8 +31,9 @@ def views_of(
     """Return five views ``[rows, 5]``, NaN where the metric or what it is compared with is missing.
 
     The distance from the same phase of past cycles, at the row and in the mean of the last rows; the
-    step from the row before; the shift of the mean of the last rows from that before them; and the
-    roughness of the last rows, which sees a change of variance and stays up after a spike.
+    step from the row before, as far as past cycles did not have it too; the shift of the mean of the
+    last rows from that before them; and the roughness of the last rows, which sees a change of
+    variance and stays up after a spike.
 
     Args:
         times: ``[rows]`` seconds; a time that falls back counts as the highest before it.
@@ -46,13 +45,13 @@ def views_of(
     clock = np.maximum.accumulate(times)[present]
     known = pd.Series(values[present])
     rest = known - _same_phase(clock, known, step_seconds, periods_seconds)
-    step = known.diff()
+    step = pd.Series(np.fmin(known.diff().abs(), rest.diff().abs()))
     short = known.rolling(SHORT_ROWS, min_periods=1).mean()
     before = known.shift(SHORT_ROWS).rolling(_BEFORE_ROWS, min_periods=SHORT_ROWS).mean()
     columns = (
         rest.abs(),
         rest.rolling(SHORT_ROWS, min_periods=1).mean().abs(),
-        step.abs(),
+        step,
         (short - before).abs(),
         (step**2).rolling(SHORT_ROWS, min_periods=1).mean() ** 0.5,
     )
@@ -65,14 +64,13 @@ def _same_phase(
     clock: FloatArray, known: pd.Series, step_seconds: float, periods_seconds: Sequence[float]
 ) -> FloatArray:
     """Return the prediction of the period with the least error over the last day, NaN without one."""
-    smooth = known.rolling(_SMOOTH_ROWS, center=True, min_periods=1).median().to_numpy()
     day_rows = max(1.0, DAY_SECONDS / step_seconds)
     best, least = np.full(len(known), np.nan), np.full(len(known), np.inf)
     for period in periods_seconds:
         if period < _LEAST_PHASES * step_seconds:
             continue
         cycles = _WEEKS if period >= WEEK_SECONDS else _CYCLES
-        predicted = _past_cycles(clock, smooth, period, cycles, step_seconds)
+        predicted = _past_cycles(clock, known.to_numpy(), period, cycles, step_seconds)
         error = (known - predicted).abs().shift().ewm(span=day_rows, ignore_na=True).mean()
         better = np.isfinite(predicted) & (error.fillna(np.inf).to_numpy() < least)
         better |= np.isfinite(predicted) & np.isnan(best)
@@ -82,7 +80,7 @@ def _same_phase(
 
 
 def _past_cycles(
-    clock: FloatArray, smooth: FloatArray, period: float, cycles: int, step: float
+    clock: FloatArray, known: FloatArray, period: float, cycles: int, step: float
 ) -> FloatArray:
     """Return the median of the values one, two, ... periods ago, NaN where there is none."""
     ago = np.full((len(clock), cycles), np.nan)
@@ -91,9 +89,7 @@ def _past_cycles(
         at = np.searchsorted(clock, wanted - 0.5 * step)
         # A gap in the past has no value near the wanted time.
         near = (np.abs(clock[at] - wanted) <= 2.0 * step) & (wanted >= clock[0] - 0.5 * step)
-        # Across a gap the rows that the smoothing reaches for could be later than the row itself.
-        near &= at + _SMOOTH_ROWS // 2 < np.arange(len(clock))
-        ago[near, cycle] = smooth[at[near]]
+        ago[near, cycle] = known[at[near]]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "All-NaN slice", RuntimeWarning)
         return np.asarray(np.nanmedian(ago, axis=1))
