@@ -132,7 +132,7 @@ def test_a_killed_loop_resumes_with_what_it_had_saved(watch: Watch) -> None:
 
     watch.start()
     watch.until(lambda: watch.log.read_text().count("detection_state_taken_up") == 1)
-    watch.until(lambda: watch.ticks() > 0)
+    watch.until(lambda: watch.ticks() >= 4)
     watch.end(signal.SIGKILL)
     # Killed at any moment the file is whole: the last save of this or of the process before.
     again, _ = read_state(state)
@@ -143,6 +143,7 @@ def test_a_killed_loop_resumes_with_what_it_had_saved(watch: Watch) -> None:
     watch.until(lambda: watch.log.read_text().count("detection_state_taken_up") == 2)
     watch.until(lambda: watch.ticks() >= 3)
     assert time.monotonic() - began < 60
+    assert "detection_caught_up" in watch.log.read_text()  # by what the killed one had stored
     watch.end(signal.SIGTERM)
     _, last = read_state(state)
     assert last["absence"]["count"].max() > known

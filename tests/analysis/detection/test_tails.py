@@ -12,6 +12,7 @@ from hypothesis.extra.numpy import arrays
 from scipy import stats
 from scipy.signal import lfilter
 
+from analysis.detection.calibration import TailTracker
 from analysis.detection.streaming_tail import StreamingTail
 from analysis.detection.tails import ParetoTail, exceeds, fit_pareto, fit_tail, tail_length
 
@@ -145,6 +146,17 @@ def test_live_the_realised_rate_is_the_nominal_one(noise: Noise, rate: float) ->
     p_values = follow(streaming(50), stream(noise, 50, 6000))
     realised = exceeds(p_values[1500:], rate).mean()
     assert least(noise, rate) <= realised < 1.6 * rate
+
+
+def test_the_limit_that_alarms_are_decided_by_holds_its_rate_on_every_noise(noise: Noise) -> None:
+    scores = stream(noise, 20, 12_000)
+    # It works between 1 and 3: scores are put where their quantile lies there.
+    scores *= 1.6 / np.quantile(scores, 0.99, axis=0)
+    tracker = TailTracker(0.01)
+    tracker.grow(20)
+    for row in scores:
+        tracker.update(row, np.ones(20, dtype=bool))
+    np.testing.assert_allclose(tracker.realised_rate(), 0.01, rtol=0.25)
 
 
 def test_live_a_series_says_nothing_in_its_first_values_and_is_conformal_then() -> None:
