@@ -293,6 +293,20 @@ def _itself() -> Dashboard:
                 _signal("scrape_duration_seconds", '{collector!=""}', "{{collector}}"),
                 _signal("scrape_age_seconds", '{collector!=""}', "{{collector}}"),
             ]),
+            Row("Detection", [
+                Panel("Normal values called unusual, over the nominal rate",
+                      [Query("increase(galen_detection_normal_values_unusual_total[6h])"
+                             " / (increase(galen_detection_normal_values_total[6h]) > 10000)"
+                             " / galen_detection_nominal_rate_ratio", "{{detector}}")],
+                      low=0.0, description="1 is what the settings say; above 3 alarms are too many"),
+                Panel("The same of the worst series",
+                      [Query("galen_detection_worst_rate_ratio / on (instance, job, detector)"
+                             " group_left () galen_detection_nominal_rate_ratio",
+                             "{{detector}} {{entity}} {{signal}}")], low=0.0),
+                Panel("Configuration that holds",
+                      [Query("galen_config_last_reload_successful", by_instance)],
+                      low=0.0, high=1.0, description="0: the newest was refused or rolled back"),
+            ]),
             Row("Store", [
                 Panel("Size", [Query("galen_store_size_bytes", by_instance)], unit="bytes",
                       low=0.0),
