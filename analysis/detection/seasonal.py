@@ -1,7 +1,7 @@
 """The online robust baseline: level and spread of every series, with a seasonal shape where one holds.
 
-Direction: both. Warm-up: :attr:`BaselineSettings.warm_values` values; before that thresholds are
-multiplied by a caution that fades. It fails on faults that grow more slowly than the level follows
+Direction: both. Warm-up: a minute; for another, and while values are few, thresholds are wider
+(:mod:`analysis.detection.cold_start`). It fails on faults that grow more slowly than the level follows
 (see :mod:`analysis.detection.trend`) and on those that move within the usual spread.
 
 Method: exponentially weighted location with Huber-clipped updates (Huber, "Robust Estimation of a
@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.detection.calibration import TailTracker
+from analysis.detection.cold_start import by_age, by_count, judged, settled
 from analysis.detection.columns import Columns
 from analysis.detection.contract import FloatArray, Realised, Scores
 from analysis.detection.profiles import SeriesProfiles
@@ -154,9 +155,9 @@ class SeasonalBaseline:
         position = profiles.forward(np.where(given, values, np.nan)) - season
         self._begin(time_seconds, position, given)
         position = self._smooth(position, given)
-        known = columns["count"] >= self._settings.quiet_values
-        caution = self._caution(time_seconds)
-        threshold = self._threshold(columns["level"] + season) * caution
+        age = np.fmax(time_seconds - columns["first_seconds"], 0.0)
+        known = judged(age, columns["count"], self._settings)
+        threshold = self._threshold(columns["level"] + season, age)
         error = position - columns["level"]
         expected = profiles.inverse(columns["level"] + season)
         raw = self._raw_score(profiles.inverse(position + season), expected, error, threshold)
@@ -181,7 +182,7 @@ class SeasonalBaseline:
         self._deviation = np.where(given & known, np.where(harmful, raw, 0.0), np.nan)
         taken = learn & given & self.warmed_up
         # While caution fades deviations look smaller than they will.
-        self._normal = taken & (caution <= 1.0)
+        self._normal = taken & settled(age, columns["count"], self._settings)
         self._tail.update(self._deviation, taken)
         self._columns.reset(started)
         self._begin(time_seconds, position, started)
@@ -237,18 +238,11 @@ class SeasonalBaseline:
         """Return which load-like series stand still; traffic that starts begins a new baseline."""
         return np.asarray(self._profiles["follows_load"] & (expected < self._profiles["deadband"]))
 
-    def _threshold(self, level: FloatArray) -> FloatArray:
-        sigma = _SIGMA_PER_MEAN_DEVIATION * self._columns["deviation"]
-        return np.maximum(self._profiles.floor(level), self._settings.raise_sigmas * sigma)
-
-    def _caution(self, time_seconds: float) -> FloatArray:
-        """Return the factor on thresholds: large at the cold start, 1 from twice the warm-up on."""
+    def _threshold(self, level: FloatArray, age: FloatArray) -> FloatArray:
         own, columns = self._settings, self._columns
-        age = np.fmax(time_seconds - columns["first_seconds"], 0.0)
-        by_age = age / max(own.warm_seconds, 1e-9)
-        by_count = columns["count"] / own.warm_values
-        progress = np.clip(np.minimum(by_age, by_count) - 1.0, 0.0, 1.0)
-        return np.asarray(own.cold_caution ** (1.0 - progress))
+        sigma = _SIGMA_PER_MEAN_DEVIATION * columns["deviation"]
+        spread = own.raise_sigmas * by_count(columns["count"], own) * sigma
+        return np.maximum(self._profiles.floor(level), spread) * by_age(age, own)
 
     def _smooth(self, position: FloatArray, given: NDArray[np.bool_]) -> FloatArray:
         """Average the newest values of load-like series, whose counts are noisy by nature."""

@@ -27,7 +27,7 @@ from collectors.contract import SeriesKey
 
 _RESTART_FALL = 0.2
 _SETTLE_WINDOWS = 3
-_CHANCE = 2.0
+_CHANCE = 3.0
 """Standard deviations of a random walk that growth has to be beyond."""
 _STEP_MEMORY, _STEP_WARM = 60.0, 10.0
 """Memory, in values, of the usual step, and values from which it is known."""

@@ -6,10 +6,16 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
 from analysis.detection.contract import Detections
+from analysis.detection.forest import SameThreadExecutor
+from analysis.detection.pipeline import DetectionPipeline
+from analysis.detection.settings import DetectionSettings
 from analysis.findings import Direction
+from analysis.history import History
+from collectors.contract import Sample
 
 QUIET_SECONDS = 480
 SYMPTOMS = (
@@ -136,3 +142,33 @@ def test_a_state_names_harmless_deviations_without_raising_them(
     assert state.score > 1
     assert not state.active
     assert math.isclose(state.age_seconds, 0.0)
+
+
+NEW = {
+    "llm_request_latency_seconds": (0.3, 0.03, 1.5),
+    "llm_requests_per_second": (20.0, 2.0, 200.0),
+    "custom_queue": (10.0, 1.0, 60.0),
+}
+"""By signal: its usual level and spread, and its level in a fault."""
+
+
+@pytest.mark.parametrize("cadence", [1.0, 5.0, 15.0])
+@pytest.mark.parametrize("signal", sorted(NEW))
+def test_a_fault_two_minutes_after_a_series_was_first_seen_is_found(
+    signal: str, cadence: float
+) -> None:
+    usual, spread, broken = NEW[signal]
+    random = np.random.default_rng(0)
+    history = History(capacity_ticks=20)
+    pipeline = DetectionPipeline(DetectionSettings(), history, executor=SameThreadExecutor())
+    found = []
+    for tick in range(int(240 / cadence)):
+        seconds = tick * cadence
+        level, noise = (usual, spread) if seconds < 120 else (broken, 0.05 * broken)
+        value = level + noise * float(random.normal())
+        now = 1_800_000_000.0 + seconds
+        row = history.append(now, [Sample(now, "service/new", signal, value)])
+        if pipeline.tick(now, row).anomalies:
+            found.append(seconds)
+    assert found, "the fault was not found"
+    assert 120 <= found[0] <= 120 + max(10.0, 3 * cadence)
