@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -169,6 +170,22 @@ def test_valid_settings_hold_at_the_next_tick_and_nothing_learnt_is_lost(watched
     watched.latency = 30.0
     assert watched.run(5).anomalies == 10
     assert watched.said() == [EventKind.CONFIG_RELOADED] * 2
+
+
+def test_a_maintenance_window_opens_without_a_restart(watched: Watched) -> None:
+    watched.run(120)
+    watched.latency = 3.0
+    assert watched.run(10).anomalies == 10
+    window = (
+        '[[analysis.detection.maintenance]]\nname = "now"\nentities = ["service/llm1"]\n'
+        f"start = {moment(watched.now)}\nend = {moment(watched.now + 600)}\n"
+    )
+    watched.configure(QUIET + window)
+    assert watched.run(30).anomalies == 9
+
+
+def moment(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat()
 
 
 def test_a_file_that_changes_is_read_once_it_rests(watched: Watched) -> None:
