@@ -8,9 +8,9 @@ slow changes. SPOT (Siffer et al., KDD 2017) keeps all excesses over a threshold
 block forgets, needs no threshold to be right, and costs a fit only now and then.
 
 Direction: up, of scores that are larger the less normal a value is. Warm-up: 20 scores; below 128 the
-p-value is conformal alone and at least 1/33, and until a block of 512 has ended at least one in a
-block. It fails on scores whose law changes faster than a block lasts, and by how much the realised rate
-of its p-values shows (:class:`~.calibration.RealisedRate`).
+p-value is conformal alone and at least one in their number, and until a block of 512 has ended at least
+one in a block. It fails on scores whose law changes faster than a block lasts, and by how much the
+realised rate of its p-values shows (:class:`~.calibration.RealisedRate`).
 """
 
 from __future__ import annotations
@@ -92,6 +92,10 @@ class StreamingTail:
         bulk = (at_least + 1.0) / (known + 1.0)
         share = columns["share"]
         bulk = np.fmax(bulk, share)
+        # In the first block the buffer has all scores, until it is thinned: more than the bulk has.
+        first = np.flatnonzero(np.isnan(share) & (columns["kept"] == columns["seen"]))
+        beside = (self._largest[:, first] >= exact[first]).sum(axis=0)
+        bulk[first] = (beside + 1.0) / (columns["seen"][first] + 1.0)
         # As it is kept: a score that equals the start must not lie above it by rounding. Few are in the
         # tail, and only for them there is a power to compute.
         above = exact.astype(float) - columns["start"]

@@ -162,7 +162,12 @@ def test_the_limit_that_alarms_are_decided_by_holds_its_rate_on_every_noise(nois
 def test_live_a_series_says_nothing_in_its_first_values_and_is_conformal_then() -> None:
     p_values = follow(streaming(4), stream(NOISES["normal"], 4, 120))
     assert np.isnan(p_values[:20]).all()
-    assert (p_values[20:] >= 1 / 33).all()
+    counts = np.arange(20, 120)[:, None]
+    assert (p_values[20:] >= 0.999 / (counts + 1)).all()
+    tail = streaming(1)
+    follow(tail, np.arange(100.0)[:, None])
+    asked = [tail.p_values(np.array([score]))[0] for score in (200.0, 90.0, 50.0, 0.0)]
+    assert asked == pytest.approx([1 / 101, 11 / 101, 51 / 101, 1.0])
 
 
 def test_live_nothing_is_rarer_than_a_short_block_can_tell() -> None:
