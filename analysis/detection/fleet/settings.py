@@ -11,7 +11,7 @@ class FleetSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     shard_series: int = Field(
-        1000,
+        2000,
         ge=1,
         le=1_000_000,
         description="Series that one worker takes at a time; more only where they belong together.",
