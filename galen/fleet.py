@@ -15,7 +15,7 @@ from analysis.detection.fleet.build import this_build
 from analysis.detection.fleet.here import run_here
 from analysis.detection.fleet.results import FleetResult
 from analysis.detection.fleet.shards import ShardSource, plan_shards
-from analysis.detection.fleet.task import ShardTask, Window
+from analysis.detection.fleet.task import ReplayPlan, ShardTask, Window
 from analysis.settings import AnalysisSettings
 from collectors.addresses import split_userinfo
 from collectors.contract import CollectorError, SeriesKey
@@ -112,11 +112,13 @@ def plan(
     keys: Sequence[SeriesKey],
     window: Window,
     analysis: AnalysisSettings,
+    *,
+    replay: ReplayPlan | None = None,
 ) -> list[ShardTask]:
-    """Return the tasks that score these series."""
-    run = uuid.uuid4().hex[:12]
+    """Return the tasks that score these series, or replay them as a backtest does."""
+    run, detection, fleet = uuid.uuid4().hex[:12], analysis.detection, analysis.fleet
     return [
-        ShardTask(run, shard, source, window, analysis.detection, analysis.fleet, this_build())
+        ShardTask(run, shard, source, window, detection, fleet, this_build(), replay)
         for shard in plan_shards(keys, analysis.fleet.shard_series)
     ]
 

@@ -176,6 +176,7 @@ def replay(
     labels: Sequence[LabelledFault] = (),
     tick_seconds: float | None = None,
     watch_entity: str | None = None,
+    steady: bool = False,
     seasons: SeasonPlan | None = None,
     warmup_seconds: float = 120.0,
     progress: Callable[[float], None] | None = None,
@@ -192,6 +193,7 @@ def replay(
         labels: labelled faults; they change nothing but what is kept to be shown.
         tick_seconds: distance of the ticks; by default the usual distance of the times in the data.
         watch_entity: whose samples say when the watch loop ticked; the replay then ticks then.
+        steady: tick on however long nothing comes: others of the fleet speak meanwhile.
         seasons: when the watch loop fits seasonal shapes; None fits none.
         warmup_seconds: alarms raised this soon after the first tick are left out.
         progress: told the time of each tick.
@@ -200,7 +202,9 @@ def replay(
     Raises:
         ValueError: when there is no sample in history.
     """
-    rows = TickRows(start_seconds, step_seconds=tick_seconds, watch_entity=watch_entity)
+    rows = TickRows(
+        start_seconds, step_seconds=tick_seconds, watch_entity=watch_entity, steady=steady
+    )
     run = _Run(settings, rows, labels, seasons)
     whole = True
     for until, frame in chunks:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -25,10 +26,18 @@ from galen.commands.context import (
     show_moment,
     stop_on_signals,
 )
+from galen.commands.fleet import (
+    ClusterOption,
+    WorkersOption,
+    chosen_cluster,
+    fleet_source,
+    replay_fleet,
+)
 from galen.errors import ConfigError, GalenError
 
 if TYPE_CHECKING:
-    from analysis.detection.backtest import SeasonPlan
+    from analysis.detection.backtest import Replayed, SeasonPlan
+    from analysis.detection.fleet.task import ReplayPlan
     from galen.backtest.findings import Findings
     from galen.backtest.sources import ReplayHistory
 
@@ -88,6 +97,8 @@ def backtest(
             "--seasons/--no-seasons", help="Fit seasonal shapes on the way, as the watch loop does."
         ),
     ] = True,
+    cluster: ClusterOption = None,
+    workers: WorkersOption = None,
     out: Annotated[Path | None, typer.Option(dir_okay=False, help="HTML report to write.")] = None,
     json: JsonOption = False,
     config: ConfigOption = None,
@@ -102,6 +113,7 @@ def backtest(
     alarm, or with --labels when a fault was missed or an alarm was false, or when it was stopped.
     """
     from analysis.detection.backtest import judged, replay
+    from analysis.detection.fleet.task import ReplayPlan
     from collectors.contract import CollectorError
     from collectors.store.contract import StoreError
     from galen.backtest.findings import Findings
@@ -112,24 +124,33 @@ def backtest(
     settings = call.settings.analysis.detection
     faults = None if labels is None else load_faults(labels)
     stop = stop_on_signals()
+    window = parse_window(since, until)
+    plan = _season_plan(call) if seasons else None
+    chosen = _cluster(call, source, cluster, workers)
     try:
-        with (
-            _history(call, source, parse_window(since, until), step, stop) as (name, history),
-            progress_bar("replaying") as told,
-        ):
-            span = max(history.end_seconds - history.start_seconds, 1.0)
-            replayed = replay(
-                history.chunks,
-                settings,
-                history.start_seconds,
-                labels=faults or (),
-                tick_seconds=step or history.step_seconds,
-                watch_entity=history.watch_entity,
-                seasons=_season_plan(call) if seasons else None,
-                warmup_seconds=warmup,
-                progress=lambda now: told(min(1.0, (now - history.start_seconds) / span)),
-                stop=stop.is_set,
+        if chosen is not None:
+            replay_plan = ReplayPlan(tuple(faults or ()), plan, warmup)
+            name, replayed = _on_cluster(
+                call, source, window, step, replay_plan, chosen, workers, stop
             )
+        else:
+            with (
+                _history(call, source, window, step, stop) as (name, history),
+                progress_bar("replaying") as told,
+            ):
+                span = max(history.end_seconds - history.start_seconds, 1.0)
+                replayed = replay(
+                    history.chunks,
+                    settings,
+                    history.start_seconds,
+                    labels=faults or (),
+                    tick_seconds=step or history.step_seconds,
+                    watch_entity=history.watch_entity,
+                    seasons=plan,
+                    warmup_seconds=warmup,
+                    progress=lambda now: told(min(1.0, (now - history.start_seconds) / span)),
+                    stop=stop.is_set,
+                )
     except StoreError as error:
         raise GalenError(str(error)) from error
     except CollectorError as error:
@@ -152,6 +173,55 @@ def backtest(
     else:
         _print_findings(found)
     raise typer.Exit(0 if found.as_hoped else 1)
+
+
+def _cluster(
+    call: Invocation, source: str | None, cluster: str | None, workers: int | None
+) -> str | None:
+    """Return where to compute; the configured scheduler is for servers, not for files here."""
+    asked = cluster is not None or workers is not None
+    if not asked and not (source or "").startswith(_PROMETHEUS):
+        return None
+    return chosen_cluster(cluster, workers, call.settings)
+
+
+def _on_cluster(
+    call: Invocation,
+    source: str | None,
+    window: tuple[float, float],
+    step: float | None,
+    replay_plan: ReplayPlan,
+    cluster: str,
+    workers: int | None,
+    stop: threading.Event,
+) -> tuple[str, Replayed]:
+    """Replay on a cluster; return how the source is called in reports, and what was found."""
+    from analysis.detection.fleet.task import Window
+    from galen.fleet import PrometheusSource, StoreSource
+
+    start, end = window[0], min(window[1], time.time())
+    if start == float("-inf"):
+        raise ConfigError("--from is needed on a cluster", fix="Say from when, such as --from 24h.")
+    where: PrometheusSource | StoreSource
+    if source is not None and source.startswith(_PROMETHEUS):
+        where = fleet_source(source, step, call.settings, call.config, cluster)
+        steps = where.step_seconds
+    else:
+        path = call.paths.series if source is None else Path(source).absolute()
+        if path.suffix in _FILES:
+            raise ConfigError(
+                "a CSV or Parquet file is replayed in one process",
+                fix="Leave --cluster out, or `galen store import` the file first.",
+            )
+        if step is None:
+            raise ConfigError("a store on a cluster needs --step", fix="Give --step 15.")
+        where, steps = StoreSource(path), step
+    name = source or str(call.paths.series)
+    span = Window(math.ceil(start / steps) * steps, math.ceil(end / steps) * steps, steps)
+    replayed = replay_fleet(
+        where, span, replay_plan, call.settings, cluster, workers=workers, stop=stop
+    )
+    return name, replayed
 
 
 @contextmanager

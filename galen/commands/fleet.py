@@ -1,10 +1,11 @@
-"""`galen detect prometheus:...`: what detection says of a whole fleet's past."""
+"""`galen detect prometheus:...`, and `galen backtest` on a cluster: a whole fleet's past."""
 
 from __future__ import annotations
 
 import math
+import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,12 +22,14 @@ from galen.commands.context import (
     show_moment,
     stop_on_signals,
 )
-from galen.errors import ConfigError
+from galen.errors import ConfigError, GalenError
 
 if TYPE_CHECKING:
-    from analysis.detection.fleet.task import Window
+    from analysis.detection.backtest import Replayed
+    from analysis.detection.fleet.results import FleetResult
+    from analysis.detection.fleet.task import ReplayPlan, Window
     from galen.config import Settings
-    from galen.fleet import PrometheusSource
+    from galen.fleet import PrometheusSource, StoreSource
     from galen.fleet_findings import FleetFindings
 
 ClusterOption = Annotated[
@@ -70,7 +73,7 @@ def detect_fleet(
     stop = stop_on_signals()
     settings = invocation(config, None).settings
     cluster = chosen_cluster(question.cluster, question.workers, settings)
-    source = _source(question, settings, config, cluster)
+    source = fleet_source(question.source, question.step, settings, config, cluster)
     window = _window(question, source.step_seconds)
     keys = list_series(source, window)
     if not keys:
@@ -92,6 +95,7 @@ def detect_fleet(
         print_json(found)
     else:
         _print(found)
+    _tell_failures(result)
     _tell(found)
     return 1 if found.alarms or not found.whole else 0
 
@@ -120,18 +124,58 @@ def chosen_cluster(given: str | None, workers: int | None, settings: Settings) -
     return cluster
 
 
-def _source(
-    question: FleetQuestion, settings: Settings, config: Path | None, cluster: str | None
+def fleet_source(
+    name: str,
+    step: float | None,
+    settings: Settings,
+    config: Path | None,
+    cluster: str | None,
 ) -> PrometheusSource:
+    """Return the Prometheus of a name or an address, as workers will find it.
+
+    Raises:
+        ConfigError: when there is none of that name here.
+    """
     from galen.config import DEFAULT_FILE
     from galen.fleet import PROMETHEUS, PrometheusSource, prometheus_target
 
-    name = question.source.removeprefix(PROMETHEUS)
+    name = name.removeprefix(PROMETHEUS)
     target = prometheus_target(settings, name)
     file = config or (DEFAULT_FILE if DEFAULT_FILE.exists() else None)
     # Workers elsewhere have a configuration of their own; processes here share ours.
     shared = file.absolute() if file is not None and cluster in {None, LOCAL} else None
-    return PrometheusSource(name, question.step or target.every_seconds, shared)
+    return PrometheusSource(name, step or target.every_seconds, shared)
+
+
+def replay_fleet(
+    source: PrometheusSource | StoreSource,
+    window: Window,
+    replay: ReplayPlan,
+    settings: Settings,
+    cluster: str,
+    *,
+    workers: int | None,
+    stop: threading.Event,
+) -> Replayed:
+    """Replay a fleet's past on a cluster, as `galen backtest` does in one process.
+
+    Raises:
+        GalenError: when the cluster cannot be used, or no shard was replayed.
+    """
+    from analysis.detection.backtest import joined
+    from galen.fleet import list_series, plan, run_tasks
+
+    tasks = plan(source, list_series(source, window), window, settings.analysis, replay=replay)
+    with progress_bar("replaying") as told:
+        result = run_tasks(tasks, cluster, workers=workers, say=_say, progress=told, stop=stop)
+    _tell_failures(result)
+    parts = result.replays()
+    if not parts:
+        raise GalenError(
+            "nothing was replayed", fix="Choose another --from and --to, or see what is said above."
+        )
+    whole = joined(parts)
+    return whole if not (result.failed or result.stopped) else replace(whole, whole=False)
 
 
 def _window(question: FleetQuestion, step: float) -> Window:
@@ -174,15 +218,18 @@ def _print(found: FleetFindings) -> None:
         _say(f"the first {_MOST_SHOWN} entities are shown; --json lists all")
 
 
-def _tell(found: FleetFindings) -> None:
-    for fault in found.failed:
+def _tell_failures(result: FleetResult) -> None:
+    for fault in result.failed:
         first = fault.entities[0]
         more = f" and {len(fault.entities) - 1} more" if len(fault.entities) > 1 else ""
         _say(f"not scored: {first}{more}: {fault.error}" + (f"; {fault.fix}" if fault.fix else ""))
-    if found.stopped:
+    if result.stopped:
         _say("stopped: what was done until then is shown")
-    if found.lost_workers:
-        _say(f"{found.lost_workers} workers were lost; others did their shards")
+    if result.lost_workers:
+        _say(f"{result.lost_workers} workers were lost; others did their shards")
+
+
+def _tell(found: FleetFindings) -> None:
     spent = found.spent
     total = max(spent.reading + spent.fitting + spent.scoring, 1e-9)
     waiting = max(spent.reading - spent.reading_busy, 0.0)

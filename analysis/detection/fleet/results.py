@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from analysis.detection.backtest import Replayed
 from analysis.detection.replaying.alarms import Alarm
 from collectors.contract import SeriesKey
 
@@ -65,7 +66,8 @@ class ShardResult:
     spent: Spent
     worker: str
     """Host and process."""
-    notes: tuple[str, ...] = ()
+    replayed: Replayed | None = None
+    """What a backtest asked for in place of series and alarms; None also where nothing was stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,10 @@ class FleetResult:
         """Return all alarms by the time at which they were raised."""
         alarms = (alarm for one in self.done for alarm in one.alarms)
         return sorted(alarms, key=lambda alarm: (alarm.raised_seconds, alarm.key))
+
+    def replays(self) -> list[Replayed]:
+        """Return what a backtest asked for, shard by shard."""
+        return [one.replayed for one in self.done if one.replayed is not None]
 
     def digest(self) -> str:
         """Return a digest of all scores: equal where every series has the same, bit for bit."""

@@ -11,12 +11,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 import structlog
 from threadpoolctl import threadpool_limits
 
+from analysis.detection.backtest import LabelledFault, SeasonPlan, replay
 from analysis.detection.contract import Detections
 from analysis.detection.fleet.build import Build, BuildMismatchError, this_build
 from analysis.detection.fleet.frame_reader import FrameReader
@@ -67,6 +68,15 @@ class Window:
 
 
 @dataclass(frozen=True, slots=True)
+class ReplayPlan:
+    """What a backtest wants to know beside scores."""
+
+    labels: tuple[LabelledFault, ...] = ()
+    seasons: SeasonPlan | None = None
+    warmup_seconds: float = 120.0
+
+
+@dataclass(frozen=True, slots=True)
 class ShardTask:
     """One shard and how to score it: names, queries and settings; no data, no secret."""
 
@@ -77,6 +87,8 @@ class ShardTask:
     detection: DetectionSettings
     fleet: FleetSettings
     build: Build
+    replay: ReplayPlan | None = None
+    """Replay it as a backtest does, instead of summing up scores."""
 
 
 class ShardStoppedError(Exception):
@@ -173,31 +185,29 @@ class _Scoring:
         self._before = _FITTING_SHARE if task.window.train_seconds else 0.0
 
     def run(self) -> ShardResult:
-        task, window = self._task, self._task.window
+        task = self._task
         task.build.check(this_build(), worker_name())
         self._tell(0.0)
         with closing(task.source.open()) as reader:
-            shapes = self._fit(reader)
-            rows = TickRows(window.first_seconds, step_seconds=window.step_seconds, steady=True)
-            pipeline = DetectionPipeline(task.detection, rows, executor=SameThreadExecutor())
-            pipeline.adopt_shapes(shapes)
-            book, recorder = ScoreBook(window.start_seconds), AlarmRecorder()
-            for first, last in _chunks(window, task.shard.series, task.fleet.chunk_samples):
-                frame = self._read(reader, first, last, task.shard.entities)
-                with self._clock.on("scoring"):
-                    for now, row in rows.take(frame, last):
-                        self._check(now)
-                        names = pipeline.keys
-                        detections = pipeline.tick(now, row)
-                        recorder.take(detections)
-                        # A tick is told in the columns before series were retired at its end.
-                        retired = names is not pipeline.keys
-                        book.take(
-                            now,
-                            row,
-                            _arrays(detections),
-                            names if retired else pipeline.keys,
-                        )
+            return self._score(reader) if task.replay is None else self._replay(reader, task.replay)
+
+    def _score(self, reader: SeriesReader) -> ShardResult:
+        task, window = self._task, self._task.window
+        shapes = self._fit(reader)
+        rows = TickRows(window.first_seconds, step_seconds=window.step_seconds, steady=True)
+        pipeline = DetectionPipeline(task.detection, rows, executor=SameThreadExecutor())
+        pipeline.adopt_shapes(shapes)
+        book, recorder = ScoreBook(window.start_seconds), AlarmRecorder()
+        for last, frame in self._chunks(reader):
+            with self._clock.on("scoring"):
+                for now, row in rows.take(frame, last):
+                    self._check(now)
+                    names = pipeline.keys
+                    detections = pipeline.tick(now, row)
+                    recorder.take(detections)
+                    # A tick is told in the columns before series were retired at its end.
+                    retired = names is not pipeline.keys
+                    book.take(now, row, _arrays(detections), names if retired else pipeline.keys)
         return ShardResult(
             number=task.shard.number,
             series=book.summaries(rows.keys, pipeline.realised_tail_rate),
@@ -209,6 +219,52 @@ class _Scoring:
             spent=self._clock.spent(),
             worker=worker_name(),
         )
+
+    def _replay(self, reader: SeriesReader, plan: ReplayPlan) -> ShardResult:
+        window, samples = self._task.window, 0
+
+        def chunks() -> Iterator[tuple[float, pd.DataFrame]]:
+            nonlocal samples
+            for last, frame in self._chunks(reader):
+                samples += len(frame)
+                yield last, frame
+
+        replayed = None
+        began = time.perf_counter()
+        try:
+            replayed = replay(
+                chunks(),
+                self._task.detection,
+                window.first_seconds,
+                labels=plan.labels,
+                tick_seconds=window.step_seconds,
+                steady=True,
+                seasons=plan.seasons,
+                warmup_seconds=plan.warmup_seconds,
+                progress=self._check,
+            )
+        except ValueError:
+            # What is listed may have no sample in the time, which is no fault of the shard.
+            if samples:
+                raise
+        spent = self._clock.spent()
+        scoring = time.perf_counter() - began - spent.reading
+        return ShardResult(
+            number=self._task.shard.number,
+            series=(),
+            alarms=(),
+            ticks=0 if replayed is None else replayed.ticks,
+            shapes=0,
+            spent=replace(spent, scoring=scoring),
+            worker=worker_name(),
+            replayed=replayed,
+        )
+
+    def _chunks(self, reader: SeriesReader) -> Iterator[tuple[float, pd.DataFrame]]:
+        """Yield the end of one part of the window after the other, and what it holds."""
+        task = self._task
+        for first, last in _parts(task.window, task.shard.series, task.fleet.chunk_samples):
+            yield last, self._read(reader, first, last, task.shard.entities)
 
     def _fit(self, reader: SeriesReader) -> dict[SeriesKey, SeasonalShape]:
         """Fit seasons on what was before the window, some entities at a time to bound the memory."""
@@ -271,7 +327,7 @@ class _Scoring:
             self._tell(share)
 
 
-def _chunks(window: Window, series: int, samples: int) -> Iterator[tuple[float, float]]:
+def _parts(window: Window, series: int, samples: int) -> Iterator[tuple[float, float]]:
     """Divide a window into whole steps, so that each part has about as many samples as may be."""
     steps = max(1, int(samples / max(series, 1)))
     for first in range(0, window.ticks, steps):

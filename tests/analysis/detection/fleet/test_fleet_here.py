@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
+from analysis.detection.backtest import LabelledFault, joined, judged, replay
 from analysis.detection.fleet import task as task_module
 from analysis.detection.fleet.build import Build, this_build
 from analysis.detection.fleet.here import run_here
 from analysis.detection.fleet.results import FleetResult, ShardFailure
 from analysis.detection.fleet.settings import FleetSettings
 from analysis.detection.fleet.shards import plan_shards
-from analysis.detection.fleet.task import Window, score_shard
+from analysis.detection.fleet.task import ReplayPlan, Window, score_shard
 from analysis.detection.settings import DetectionSettings
 from analysis.detection.together import together_of
 from collectors.contract import CollectorError, SeriesKey
@@ -212,3 +213,41 @@ def test_a_task_is_small_and_holds_no_samples(fleet: SimpleNamespace) -> None:
 def test_settings_have_bounds() -> None:
     with pytest.raises(ValueError, match="shard_series"):
         FleetSettings(shard_series=0)
+
+
+def test_a_backtest_by_shards_finds_what_one_replay_of_all_finds(fleet: SimpleNamespace) -> None:
+    source = fleet.Source(4, TICKS)
+    labels = (LabelledFault(fleet.START + 150 * fleet.STEP, fleet.START + 1e6, ["service/s0"]),)
+    frame = source.open().read(start_seconds=0, end_seconds=1e12)
+    whole = replay(
+        [(fleet.START + fleet.STEP * TICKS, frame)],
+        DetectionSettings(),
+        fleet.START,
+        labels=labels,
+        tick_seconds=fleet.STEP,
+        steady=True,
+    )
+    plan = ReplayPlan(labels)
+    tasks = [replace(task, replay=plan) for task in fleet.tasks(source, shard_series=9)]
+    parts = run_here(tasks)
+    assert not parts.failed
+    together = joined(parts.replays())
+    assert len(tasks) == len(parts.replays()) == 4
+    assert len(whole.alarms) == 2
+    # Seeds and layouts follow names, so the very numbers agree, not only what was raised.
+    assert together.alarms == whole.alarms
+    assert sorted(together.keys) == sorted(whole.keys)
+    assert together.realised_tail_rate == whole.realised_tail_rate
+    assert (together.ticks, together.whole) == (whole.ticks, True)
+    settings = DetectionSettings()
+    quality = judged(together, settings, labels).quality
+    assert quality == judged(whole, settings, labels).quality
+    assert (quality.faults, quality.detected, quality.false_alarms) == (1, 1, 1)
+
+
+def test_a_shard_without_a_sample_is_no_failure(fleet: SimpleNamespace) -> None:
+    window = Window(fleet.START + 1e6, fleet.START + 1e6 + 600, fleet.STEP)
+    tasks = fleet.tasks(fleet.Source(1, 20), window=window)
+    assert run_here(tasks).failed == []
+    empty = run_here([replace(task, replay=ReplayPlan()) for task in tasks])
+    assert (empty.failed, empty.replays()) == ([], [])
