@@ -72,6 +72,11 @@ class ForestVote:
         self._ticks = 0
         self._pending: dict[int, tuple[int, FloatArray, Future[PackedForest]]] = {}
 
+    @property
+    def fitted(self) -> int:
+        """How many entities have a forest."""
+        return int((self._about[:, _FITTED] > 0).sum())
+
     def grow(self, keys: Sequence[SeriesKey]) -> None:
         """Make room for new series. A forest knows only the series that it was fitted on."""
         self._settle(self._blocks.grow(keys))

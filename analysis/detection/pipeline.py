@@ -23,6 +23,7 @@ from analysis.detection.columns import Columns
 from analysis.detection.contract import Detections, Detector, FloatArray, Realised, Scores
 from analysis.detection.exhaustion import Exhaustion
 from analysis.detection.flat_line import FlatLine
+from analysis.detection.footprint import array_bytes
 from analysis.detection.forest import ForestVote
 from analysis.detection.fusion import BITS, Fusion, lifted, tick_arrays
 from analysis.detection.level_shift import LevelShifts
@@ -151,6 +152,17 @@ class DetectionPipeline:
     def share_with_least(self, factor: float) -> FloatArray:
         """Return the share ``[series]`` of the newest baseline scores that larger deadbands leave."""
         return self._baseline.share_with_least(factor)
+
+    @property
+    def fitted_forests(self) -> int:
+        """How many entities have an isolation forest."""
+        return sum(vote.fitted for vote in self._votes if isinstance(vote, ForestVote))
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes the arrays of all detectors take, with the room that they keep to grow."""
+        others = (self._profiles, self._maintenance, self._naming, self._place)
+        return array_bytes(*self._parts().values(), *others)
 
     def tick(self, now_seconds: float, row: FloatArray) -> Detections:
         """Score one tick.

@@ -6,6 +6,7 @@ import hashlib
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -29,8 +30,17 @@ def interpreter(contestant: Contestant, cache: Path) -> Path:
     if contestant.name == OURS:
         return Path(sys.executable)
     wanted = [*contestant.requirements, *(_same(name) for name in ("onnxruntime", "numpy"))]
+    return environment(contestant.requirements[0].partition("==")[0], wanted, cache)
+
+
+def environment(name: str, wanted: Sequence[str], cache: Path) -> Path:
+    """Return the interpreter of an environment with these packages, which is made if it is not there.
+
+    Raises:
+        InstallError: the packages cannot be installed.
+    """
     digest = hashlib.sha256("\n".join(wanted).encode()).hexdigest()[:12]
-    folder = cache / f"{contestant.requirements[0].partition('==')[0]}-{digest}"
+    folder = cache / f"{name}-{digest}"
     python = folder / "bin" / "python"
     if not python.exists():
         sys.stderr.write(f"installing {', '.join(wanted)} into {folder}\n")

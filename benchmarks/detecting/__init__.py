@@ -1,0 +1,1 @@
+"""What the speed benchmark of detection is made of."""
