@@ -130,3 +130,5 @@ class Detections:
     """Calibration of each detector that has a nominal rate."""
     shifts: Sequence[LevelShift] = ()
     """New levels that are taken for normal from this tick on. Each shift is told once."""
+    state_bytes: int = 0
+    """What the arrays of all detectors take in memory; measured once a minute."""

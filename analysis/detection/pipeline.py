@@ -46,6 +46,8 @@ from collectors.contract import SeriesKey
 
 _log = structlog.get_logger(__name__)
 
+_WEIGH_SECONDS = 60.0
+
 _COUNTING = ("baseline", "peers")
 """Detectors that judge a counter by its increase."""
 
@@ -92,6 +94,8 @@ class DetectionPipeline:
         self._keys: list[SeriesKey] = []
         self._index: dict[SeriesKey, int] = {}
         self._place: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+        self._weighed_seconds = -np.inf
+        self._bytes = self._told_bytes = 0
         self._build()
 
     def _build(self) -> None:
@@ -206,7 +210,14 @@ class DetectionPipeline:
             self._channels.hard.active,
         )
         states = States(self._index, arrays, BITS)
-        result = Detections(now_seconds, anomalies, states, self._realised(), tuple(shifts))
+        result = Detections(
+            now_seconds,
+            anomalies,
+            states,
+            self._realised(),
+            tuple(shifts),
+            self._weigh(now_seconds),
+        )
         self._retire(now_seconds)
         return result
 
@@ -290,6 +301,20 @@ class DetectionPipeline:
         for part in (self._profiles, self._maintenance, self._naming, *self._parts().values()):
             part.keep(kept)
         _log.info("series_retired", series=int(gone.sum()), left=len(self._keys))
+
+    def _weigh(self, now_seconds: float) -> int:
+        """Return how many bytes the arrays take; say it when that has changed by a quarter."""
+        if now_seconds - self._weighed_seconds >= _WEIGH_SECONDS:
+            self._weighed_seconds, self._bytes = now_seconds, self.nbytes
+            if abs(self._bytes - self._told_bytes) > 0.25 * self._told_bytes:
+                self._told_bytes, count = self._bytes, len(self._keys)
+                _log.info(
+                    "detection_memory",
+                    series=count,
+                    megabytes=round(self._bytes / 1e6, 1),
+                    bytes_a_series=round(self._bytes / max(count, 1)),
+                )
+        return self._bytes
 
     def _realised(self) -> tuple[Realised, ...]:
         votes = (vote.realised() for vote in self._votes)

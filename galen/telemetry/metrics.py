@@ -172,6 +172,7 @@ class GalenMetrics(RegistryCollector):
 def _scores(status: WatchStatus) -> Iterator[Family]:
     yield _single("galen_watch_tick_duration_seconds", status.tick_seconds)
     yield _single("galen_watch_series", status.series)
+    yield _single("galen_detection_state_bytes", status.detection_state_bytes)
     yield _single("galen_anomalies", status.anomalies)
     entities = _family("galen_entity_anomaly_score")
     for each in status.entities:

@@ -118,6 +118,11 @@ OWN_METRICS: Mapping[str, OwnMetric] = MappingProxyType(
                 unit="ratio",
             ),
             OwnMetric("galen_watch_series", "Series that detection watches"),
+            OwnMetric(
+                "galen_detection_state_bytes",
+                "Memory that the arrays of detection take; over galen_watch_series it is bounded",
+                unit="bytes",
+            ),
             OwnMetric("galen_anomalies", "Series that are anomalous now"),
             OwnMetric(
                 "galen_entity_anomaly_score",

@@ -65,6 +65,7 @@ class WatchStatus(_Frozen):
     ticks: int
     samples: int
     series: int
+    detection_state_bytes: int = 0
     part_failures: dict[str, int]
     anomalies: int
     """All of them; ``worst`` holds those with the highest scores."""
@@ -135,6 +136,7 @@ class StatusBoard:
             ticks=self._ticks,
             samples=self._samples,
             series=0 if found is None else len(found.states),
+            detection_state_bytes=0 if found is None else found.state_bytes,
             part_failures=dict(self._failures),
             anomalies=len(anomalies),
             entities=() if found is None else list(_by_entity(found, simulated)),
