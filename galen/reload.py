@@ -186,7 +186,8 @@ class Reloader:
             except Exception:
                 self._restore_reporting(wanted, current)
                 raise
-            self._before = self._before or current
+            # During a trial what was good before it stays what a rollback returns to.
+            self._before = (self._before or current) if terms.seconds > 0 else None
         detection = {"detection": wanted.analysis.detection}
         analysis = current.analysis.model_copy(update=detection)
         self._settings = current.model_copy(

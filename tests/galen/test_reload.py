@@ -386,6 +386,25 @@ def test_without_a_trial_settings_are_taken_at_their_word(tmp_path: Path) -> Non
     world.analyst.close()
 
 
+def test_a_rollback_goes_back_to_the_settings_just_before(tmp_path: Path) -> None:
+    """Also where those were taken at their word."""
+    world = Watched(tmp_path, QUIET)
+    world.noise = 0.5
+    world.run(150)
+    good = "[analysis.detection.alerts]\nclear_level = 0.6\n[reporting]\ngroup_wait_seconds = 3\n"
+    world.configure(QUIET.replace("= 60", "= 0") + good)
+    world.run(5)
+    held = world.reloader.settings
+    assert held.analysis.detection.alerts.clear_level == 0.6
+    world.configure(QUIET + good + TOUCHY)
+    world.run(80)
+    assert world.said()[-1] is EventKind.CONFIG_ROLLED_BACK
+    assert world.reloader.settings == held
+    assert world.detection.settings == held.analysis.detection
+    assert [one.group_wait_seconds for one in world.reporting] == [3]
+    world.analyst.close()
+
+
 def test_polling_can_be_switched_off(tmp_path: Path) -> None:
     off = "[reload]\npoll_seconds = 0\n"
     world = Watched(tmp_path, off)
