@@ -28,7 +28,7 @@ _ABSORB_RATIO = 0.63
 """1 - 1/e: the running share of anomalous rows after one absorb time of nothing else."""
 _FOLDS = 5
 """Each fifth of the training rows is judged by the covariance of the others; that calibrates."""
-_DISTANCE_WEIGHT = 0.75
+_DISTANCE_WEIGHT = 0.85
 """Weight of the Mahalanobis distance in the logarithm; the mean square has the rest. The distance sees
 a broken relation that no single column shows, the mean square steadies it where columns are copies."""
 _TAIL_RATE = 0.015
