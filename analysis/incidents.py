@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 from analysis.detection.contract import Detections
+from analysis.detection.states import readings
 from analysis.diagnosis.causes import Cause, Role
 from analysis.diagnosis.context import BeforeAndNow
 from analysis.diagnosis.evidence import is_event
@@ -128,9 +129,7 @@ class IncidentTracker:
             stack = topology.stack_of(anomaly.entity)
             by_stack.setdefault(home.get(stack, stack), []).append(anomaly)
         stacks = set(by_stack) | {each.stack for each in self._open} | self._gate.stacks
-        visible = {
-            key.entity for key, state in detections.states.items() if state.observed is not None
-        }
+        visible = {key.entity for key, *_ in readings(detections.states)}
         told = _Told()
         for stack in sorted(stacks):
             anomalies = self._without_old_events(stack, by_stack.get(stack, []))

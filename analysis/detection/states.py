@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,6 +121,19 @@ class States(Mapping[SeriesKey, SignalState]):
             shift=arrays.shift(column, key),
         )
 
+    def readings(self) -> Iterator[tuple[SeriesKey, float, float]]:
+        """Yield the present value and the score of every series that has one."""
+        arrays = self._arrays
+        told = zip(self._index, arrays.observed.tolist(), arrays.score.tolist(), strict=False)
+        return (each for each in told if isfinite(each[1]))
+
+    def deviating(self) -> list[SeriesKey]:
+        """Return the series that are raised, score 1 or more, or have an onset."""
+        arrays = self._arrays
+        far = arrays.active | (arrays.score >= 1.0) | np.isfinite(arrays.onset_seconds)
+        keys = list(self._index)
+        return [keys[column] for column in np.flatnonzero(far)]
+
     def __iter__(self) -> Iterator[SeriesKey]:
         for key, column in self._index.items():
             if column < self._count:
@@ -131,3 +145,30 @@ class States(Mapping[SeriesKey, SignalState]):
 
 def _number(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
+
+
+def readings(
+    states: Mapping[SeriesKey, SignalState],
+) -> Iterator[tuple[SeriesKey, float, float]]:
+    """Yield the present value and the score of every series that has one.
+
+    Who looks at all series at every tick asks this: making the state of each takes twenty times as long
+    as the tick of detection does.
+    """
+    if isinstance(states, States):
+        yield from states.readings()
+        return
+    for key, state in states.items():
+        if state.observed is not None:
+            yield key, state.observed, state.score
+
+
+def deviating(states: Mapping[SeriesKey, SignalState]) -> list[SeriesKey]:
+    """Return the series that are raised, score 1 or more, or have an onset."""
+    if isinstance(states, States):
+        return states.deviating()
+    return [
+        key
+        for key, state in states.items()
+        if state.active or state.score >= 1.0 or state.onset_seconds is not None
+    ]

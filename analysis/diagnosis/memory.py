@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from analysis.detection.contract import Detections, SignalState
+from analysis.detection.states import deviating, readings
 from analysis.diagnosis.causes import CauseCatalogue, Level
 from analysis.diagnosis.evidence import is_event
 from analysis.diagnosis.settings import MemorySettings
@@ -67,11 +68,18 @@ class EvidenceMemory:
         """
         now = detections.time_seconds
         over: dict[SeriesKey, SignalState] = {}
-        for key, state in detections.states.items():
+        states = detections.states
+        far = deviating(states)
+        for key in far:
+            state = states[key]
             if self._is_accounted_for(state):
                 over[key] = _quiet(state)
             elif self._is_notable(state):
                 self._keep(key, state, now)
+        known = set(far)
+        for key, observed, _ in readings(states):
+            if self._has_level(key.signal, observed) and key not in known:
+                self._keep(key, states[key], now)
         self._drop_expired(now)
         over.update((key, kept.state) for key, kept in self._kept.items())
         return replace(detections, states=StatesOverlay(over, detections.states))
@@ -104,10 +112,11 @@ class EvidenceMemory:
     def _is_notable(self, state: SignalState) -> bool:
         if state.active or state.score >= 1:
             return True
-        if state.observed is None:
-            return False
-        levels = self._levels.get(state.key.signal, ())
-        return any(level.holds(state.observed) for level in levels)
+        return state.observed is not None and self._has_level(state.key.signal, state.observed)
+
+    def _has_level(self, signal: str, observed: float) -> bool:
+        """Say whether a value is of a level that is worth keeping without any deviation."""
+        return any(level.holds(observed) for level in self._levels.get(signal, ()))
 
     def _drop_expired(self, now: float) -> None:
         def lifetime(key: SeriesKey) -> float:

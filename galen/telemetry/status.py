@@ -14,6 +14,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from analysis.detection.contract import Detections, Realised
+from analysis.detection.states import readings
 from collectors.contract import Sample
 
 _MOST_ANOMALIES = 200
@@ -187,8 +188,8 @@ def _realised(one: Realised, simulated: set[str]) -> RealisedScore:
 
 def _by_entity(found: Detections, simulated: set[str]) -> Iterable[EntityScore]:
     highest: dict[str, float] = {}
-    for key, state in found.states.items():
-        if state.observed is not None:
-            highest[key.entity] = max(state.score, highest.get(key.entity, 0.0))
+    for key, _, score in readings(found.states):
+        if score >= highest.get(key.entity, 0.0):
+            highest[key.entity] = score
     for entity in heapq.nlargest(_MOST_ENTITIES, highest, key=highest.__getitem__):
         yield EntityScore(entity=entity, score=highest[entity], simulated=entity in simulated)
