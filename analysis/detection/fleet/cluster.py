@@ -30,6 +30,8 @@ _POLL_SECONDS = 0.2
 _LOOK_SECONDS = 2.0
 """How often workers are counted."""
 _CALL_SECONDS = 5.0
+_CANCEL_SECONDS = 30.0
+"""Busy workers are slow to hear that they shall stop."""
 _GRACE_SECONDS = 60.0
 """A worker ends a shard at its deadline by itself; this much later it is taken for stuck."""
 
@@ -107,6 +109,7 @@ def _local_cluster(workers: int) -> Iterator[Any]:
             security=security,
             silence_logs=logging.CRITICAL,
             local_directory=scratch,
+            preload=["analysis.detection.fleet.local_worker"],
         ) as cluster:
             yield cluster
 
@@ -166,9 +169,15 @@ def run_on_cluster(
     return _Run(client, tasks, progress, stop or threading.Event()).result()
 
 
-def _within(client: Client, call: Callable[..., Any], *args: Any, **given: Any) -> Any:
+def _within(
+    client: Client,
+    call: Callable[..., Any],
+    *args: Any,
+    deadline_seconds: float = _CALL_SECONDS,
+    **given: Any,
+) -> Any:
     """Ask the scheduler something, with a deadline, which the client's own methods lack."""
-    return client.sync(call, *args, **given, callback_timeout=_CALL_SECONDS)
+    return client.sync(call, *args, **given, callback_timeout=deadline_seconds)
 
 
 class _Run:
@@ -324,9 +333,17 @@ class _Run:
         """Take back what is not done, and make workers end what they are at."""
         from analysis.detection.fleet.worker import stop_run  # noqa: PLC0415 - needs distributed
 
+        pending, client = list(self._pending.values()), self._client
         try:
-            _within(self._client, self._client._cancel, list(self._pending.values()))  # noqa: SLF001
-            _within(self._client, self._client._run, stop_run, self._run, on_error="ignore")  # noqa: SLF001
+            _within(client, client._cancel, pending)  # noqa: SLF001 - cancel takes no deadline
+            _within(
+                client,
+                client._run,  # noqa: SLF001 - nor does run
+                stop_run,
+                self._run,
+                on_error="ignore",
+                deadline_seconds=_CANCEL_SECONDS,
+            )
         except (TimeoutError, OSError) as error:
             log.warning("fleet_not_cancelled", error=type(error).__name__)
 
