@@ -73,7 +73,7 @@ class FlatLine:
         resting = (np.abs(values) <= profiles["deadband"]) | (values <= profiles["lowest"])
         resting |= values >= profiles["highest"]
         regular = columns["spread"] <= own.irregularity * columns["length"]
-        known = given & regular & (columns["runs"] >= own.warm_values) & ~resting
+        known = given & own.enabled & regular & (columns["runs"] >= own.warm_values) & ~resting
         usual = np.maximum(own.minimum_values, own.run_factor * columns["length"])
         score = np.minimum(columns["run"] / (usual + 0.5), lasted / max(own.minimum_seconds, 1e-9))
         nothing = np.full(len(columns), np.nan)

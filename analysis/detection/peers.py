@@ -15,13 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from analysis.detection.columns import Columns
 from analysis.detection.contract import FloatArray, Scores
-from analysis.detection.profiles import PEERS, SeriesProfiles
+from analysis.detection.profiles import PEERS, SeriesProfiles, sensitivity_of
 from analysis.detection.settings import PeerSettings
 from analysis.detection.sibling_groups import SiblingGroups
 from collectors.contract import SeriesKey
@@ -49,6 +50,16 @@ class _Middle:
     count: NDArray[np.int64]
 
 
+@cache
+def _is_compared(signal: str) -> bool:
+    return sensitivity_of(signal).peers != "never"
+
+
+def _takes_part(key: SeriesKey) -> bool:
+    kind = kind_of(key.entity)
+    return kind in LOAD_OF and (key.signal == LOAD_OF[kind] or _is_compared(key.signal))
+
+
 class Peers:
     """Scores how far each series is from the same series of its siblings.
 
@@ -62,6 +73,9 @@ class Peers:
     def __init__(self, settings: PeerSettings, labels: Labels | None = None) -> None:
         self._settings = settings
         self._labels: Labels = labels or (lambda _key: {})
+        # Only the series that take part have profiles and columns: most of a fleet's have no siblings.
+        self._series = 0
+        self._watched: NDArray[np.int64] = np.empty(0, dtype=np.int64)
         self._profiles = SeriesProfiles()
         self._columns = Columns(
             smooth=np.nan,
@@ -82,15 +96,21 @@ class Peers:
 
     def grow(self, keys: Sequence[SeriesKey]) -> None:
         """Make room for new series; those that siblings do not share are left out."""
+        taken = [place for place, key in enumerate(keys) if _takes_part(key)]
         start = len(self._profiles)
-        self._profiles.grow(keys)
-        self._columns.grow(len(keys))
+        self._watched = np.append(self._watched, self._series + np.array(taken, dtype=np.int64))
+        self._series += len(keys)
+        self._profiles.grow([keys[place] for place in taken])
+        self._columns.grow(len(taken))
         self._enlist(start)
 
     def keep(self, kept: NDArray[np.bool_]) -> None:
         """Forget the series where ``kept`` is false."""
-        self._profiles.keep(kept)
-        self._columns.keep(kept)
+        still = kept[self._watched]
+        self._watched = (np.cumsum(kept) - 1)[self._watched[still]]
+        self._series = int(kept.sum())
+        self._profiles.keep(still)
+        self._columns.keep(still)
         self._loads, self._groups = {}, {}
         self._members = np.empty(0, dtype=np.int64)
         self._place = np.empty(0, dtype=np.int64)
@@ -98,13 +118,11 @@ class Peers:
         self._enlist(0)
 
     def _enlist(self, start: int) -> None:
-        """Put the series from a column on into the group of their parent."""
+        """Put the series that take part, from one of them on, into the group of their parent."""
         compared = self._profiles["peers"]
         members, places = [], []
         for column, key in enumerate(self._profiles.keys[start:], start=start):
             kind = kind_of(key.entity)
-            if kind not in LOAD_OF:
-                continue
             if key.signal == LOAD_OF[kind]:
                 self._loads[key.entity] = column
             if compared[column]:
@@ -135,11 +153,19 @@ class Peers:
 
     def score(self, time_seconds: float, values: FloatArray, learn: NDArray[np.bool_]) -> Scores:
         """Score one tick of values ``[series]``; counters as their increases."""
+        told = np.full((4, self._series), np.nan)
+        watched = self._watched
+        if self._settings.enabled and self._members.size and np.isfinite(values[watched]).any():
+            told[:, watched] = self._judge(time_seconds, values[watched], learn[watched])
+        return Scores(*told)
+
+    def _judge(
+        self, time_seconds: float, values: FloatArray, learn: NDArray[np.bool_]
+    ) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
+        """Return score, expected, low and high of the series that take part."""
         nothing = np.full(len(self._columns), np.nan)
         members = self._members
         given = np.isfinite(values)
-        if not self._settings.enabled or not members.size or not given.any():
-            return Scores(nothing, nothing, nothing, nothing)
         self._note(time_seconds, values, given)
         judged = given[members]
         self._find_models(judged)
@@ -170,12 +196,12 @@ class Peers:
         chosen[members] = judged
         score, old = self._lasting(time_seconds, raw, chosen)
         self._learn(error, chosen & learn & (raw <= 1.0), old)
-        return Scores(
-            score=np.where(chosen, score, np.nan),
-            expected=np.where(chosen, expected, np.nan),
-            low=np.where(chosen, profiles.inverse(centre + columns["usual"] - threshold), np.nan),
-            high=np.where(chosen, profiles.inverse(centre + columns["usual"] + threshold), np.nan),
+        middle_of = centre + columns["usual"]
+        low, high = profiles.inverse(middle_of - threshold), profiles.inverse(middle_of + threshold)
+        score, expected, low, high = (
+            np.where(chosen, each, np.nan) for each in (score, expected, low, high)
         )
+        return score, expected, low, high
 
     def _note(self, time_seconds: float, values: FloatArray, given: NDArray[np.bool_]) -> None:
         columns = self._columns

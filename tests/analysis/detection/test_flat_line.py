@@ -79,3 +79,15 @@ def test_missing_values_are_no_rest() -> None:
     values = moving(600)
     values[300:500] = np.nan
     assert scores(values).max() <= 1.0
+
+
+def test_it_can_be_switched_off() -> None:
+    detector = FlatLine(FlatLineSettings(enabled=False))
+    detector.grow([POWER])
+    values = moving(400)
+    values[200:] = values[200]
+    found = [
+        detector.score(float(n), np.array([v]), np.array([True])).score[0]
+        for n, v in enumerate(values)
+    ]
+    assert np.isnan(found).all()
