@@ -237,8 +237,9 @@ class SeriesProfiles:
         columns["bad_down"][column] = signal.bad_direction in {Bad.DOWN, Bad.BOTH}
         by_kind = signal.kind in {Kind.HISTOGRAM, Kind.RATIO} and name.startswith(_SERVICE_PREFIXES)
         columns["conditional"][column] = own.windowed or by_kind or signal.kind is Kind.EVENT
-        # Without traffic all that a service counts stands still, and is well.
-        follows_traffic = name.startswith(_SERVICE_PREFIXES) or signal.layer is Layer.TRAFFIC
-        columns["moves"][column] = signal.kind in {Kind.GAUGE, Kind.RATE} and not follows_traffic
+        # Without traffic all that a service counts stands still, and without use all that fills up.
+        may_rest = name.startswith(_SERVICE_PREFIXES) or signal.layer is Layer.TRAFFIC
+        may_rest |= own.family == "resource"
+        columns["moves"][column] = signal.kind in {Kind.GAUGE, Kind.RATE} and not may_rest
         columns["lowest"][column] = -np.inf if signal.low is None else signal.low
         columns["highest"][column] = np.inf if signal.high is None else signal.high

@@ -10,8 +10,9 @@ from collectors.contract import SeriesKey
 
 POWER = SeriesKey("host/a/gpu/0", "gpu_power_usage_watts")
 TEMPERATURE = SeriesKey("host/a/gpu/0", "gpu_temperature_celsius")
-DISK = SeriesKey("host/a", "host_disk_used_ratio")
-LATENCY = SeriesKey("service/llm", "llm_queue_depth")
+CPU = SeriesKey("host/a", "host_cpu_percent")
+DISK = SeriesKey("host/a", "host_disk_free_bytes")
+QUEUE = SeriesKey("service/llm", "llm_queue_depth")
 
 
 def scores(values: FloatArray, key: SeriesKey = POWER, step: float = 1.0) -> FloatArray:
@@ -54,17 +55,20 @@ def test_what_never_moved_is_no_news() -> None:
     assert scores(np.full(1000, 400.0)).max() == 0.0
 
 
-@pytest.mark.parametrize(("key", "rest"), [(POWER, 0.0), (DISK, 1.0)])
+@pytest.mark.parametrize(("key", "rest"), [(POWER, 0.0), (CPU, 100.0)])
 def test_zero_and_a_physical_limit_are_rest(key: SeriesKey, rest: float) -> None:
-    values = moving(500) / (1.0 if key is POWER else 1000.0)
+    values = moving(500) / 4.0
     values[300:] = rest
     assert scores(values, key).max() <= 1.0
+    values[300:] = 42.0
+    assert scores(values, key).max() > 1.0
 
 
-def test_a_service_may_rest() -> None:
+@pytest.mark.parametrize("key", [QUEUE, DISK])
+def test_a_service_may_rest_and_so_may_what_nobody_fills(key: SeriesKey) -> None:
     values = moving(500)
     values[300:] = 7.0
-    assert scores(values, LATENCY).max() == 0.0
+    assert scores(values, key).max() == 0.0
 
 
 def test_what_stands_still_for_an_hour_is_at_rest() -> None:
