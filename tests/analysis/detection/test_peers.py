@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 
 from analysis.detection.contract import FloatArray
+from analysis.detection.forest import SameThreadExecutor
 from analysis.detection.peers import Peers
-from analysis.detection.settings import PeerSettings
-from collectors.contract import SeriesKey
+from analysis.detection.pipeline import DetectionPipeline
+from analysis.detection.settings import DetectionSettings, PeerSettings
+from analysis.findings import Direction
+from analysis.history import History
+from collectors.contract import Sample, SeriesKey
 
 GPUS = [f"host/a/gpu/{number}" for number in range(8)]
 TEMPERATURES = [SeriesKey(gpu, "gpu_temperature_celsius") for gpu in GPUS]
@@ -169,3 +173,25 @@ def test_series_can_be_dropped() -> None:
     for tick, row in enumerate(values[60:], start=60):
         found = peers.score(float(tick), row[kept], np.ones(14, dtype=bool)).score
         assert set(np.flatnonzero(np.nan_to_num(found) > 1)) == {4}
+
+
+def test_the_pipeline_names_one_degraded_gpu_of_eight_within_a_minute() -> None:
+    history = History(capacity_ticks=20)
+    pipeline = DetectionPipeline(DetectionSettings(), history, executor=SameThreadExecutor())
+    random = np.random.default_rng(0)
+    for tick in range(60):
+        now = 1_000_000.0 + tick
+        samples = []
+        for gpu in GPUS:
+            clock = 1980 - 15 * random.integers(0, 6) - (600 if gpu.endswith("/5") else 0)
+            samples.append(Sample(now, gpu, "gpu_utilization_percent", 90 + random.normal()))
+            samples.append(Sample(now, gpu, "gpu_sm_clock_mhz", float(clock)))
+        result = pipeline.tick(now, history.append(now, samples))
+    (anomaly,) = result.anomalies
+    assert (anomaly.entity, anomaly.signal) == (GPUS[5], "gpu_sm_clock_mhz")
+    assert anomaly.direction is Direction.DOWN
+    assert anomaly.detectors == ("peers",)
+    assert anomaly.expected == pytest.approx(1940, abs=40)
+    assert anomaly.low is not None
+    assert anomaly.low > 1500
+    assert anomaly.top_signals[0].signal == anomaly.signal
