@@ -43,20 +43,8 @@ class Fleet:
     steps: FloatArray
     """``[series]``: the usual distance of values in seconds."""
 
-    def part(self, columns: Sequence[int]) -> Fleet:
-        """Return some of the series."""
-        chosen = list(columns)
-        return Fleet(
-            self.name,
-            self.times,
-            self.values[:, chosen],
-            [self.keys[column] for column in chosen],
-            self.quiet[:, chosen],
-            self.steps[chosen],
-        )
 
-
-def smd_fleet(root: Path, limit: int) -> Fleet:
+def smd_fleet(root: Path, limit: int, days: float) -> Fleet:
     """Eight machines at one minute: training rows teach, test rows are judged."""
     series = []
     for path in sorted((root / "smd").glob("*.npz"))[:limit]:
@@ -70,10 +58,10 @@ def smd_fleet(root: Path, limit: int) -> Fleet:
             _Series(SeriesKey(f"machine/{path.stem}", f"m{at + 1}"), times, column, faulty, judged)
             for at, column in enumerate(rows.T)
         ]
-    return _fleet("smd", series)
+    return _fleet("smd", series, days)
 
 
-def kpi_fleet(root: Path, limit: int) -> Fleet:
+def kpi_fleet(root: Path, limit: int, days: float) -> Fleet:
     """KPIs of web services at one and five minutes, each with its own label at every value."""
     series = []
     for path in sorted((root / "kpi").glob("*.csv.gz"))[:limit]:
@@ -86,10 +74,10 @@ def kpi_fleet(root: Path, limit: int) -> Fleet:
         series.append(
             _Series(key, times, raw["value"].to_numpy(dtype=float), faulty, _later(times))
         )
-    return _fleet("kpi", series)
+    return _fleet("kpi", series, days)
 
 
-def nab_fleet(root: Path, limit: int) -> Fleet:
+def nab_fleet(root: Path, limit: int, days: float) -> Fleet:
     """All series of the Numenta benchmark that come from real systems, with its windows."""
     windows = json.loads((root / "nab" / "labels" / "combined_windows.json").read_text())
     series = []
@@ -107,7 +95,7 @@ def nab_fleet(root: Path, limit: int) -> Fleet:
         values = raw["value"].to_numpy(dtype=float)[order]
         times, faulty = times[order], faulty[order]
         series.append(_Series(key, times, values, faulty, _later(times)))
-    return _fleet("nab", series)
+    return _fleet("nab", series, days)
 
 
 FLEETS = {"smd": smd_fleet, "kpi": kpi_fleet, "nab": nab_fleet}
@@ -121,14 +109,24 @@ class _Series:
     faulty: BoolArray
     judged: BoolArray
 
+    def newest(self, days: float) -> _Series:
+        """Return the newest days, of which the first again only teach."""
+        kept = self.times >= self.times[-1] - days * 86_400.0
+        if kept.all():
+            return self
+        times = self.times[kept]
+        judged = self.judged[kept] & _later(times)
+        return _Series(self.key, times, self.values[kept], self.faulty[kept], judged)
+
 
 def _later(times: FloatArray) -> BoolArray:
     span = times[-1] - times[0]
     return np.asarray(times - times[0] >= min(WARMUP_SECONDS, span / 2))
 
 
-def _fleet(name: str, series: Sequence[_Series]) -> Fleet:
+def _fleet(name: str, whole: Sequence[_Series], days: float) -> Fleet:
     """Lay series onto one clock: moved by whole weeks to begin in the same one, on their own steps."""
+    series = [each.newest(days) for each in whole]
     first = min(float(each.times[0]) for each in series)
     placed, steps = [], []
     for each in series:
