@@ -1,10 +1,10 @@
-"""Events put into quiet stretches of real series, each so many sigma of what the series does there.
+"""Events put into quiet stretches of real series, each so many sigma of what the series does by itself.
 
-Sigma is that of the local robust residual: of the distance from the running median of an hour's worth
-of values (61), over the half day around the event, the larger of 1.4826 times the median absolute
-deviation and of the spread between the 1st and 99th percentile over 4.65, which a normal distribution
-makes equal. The second keeps a series that rests most of the time from having a sigma of nothing. Where
-both are nothing the series stands still, and no event is put there.
+Sigma is that of the local robust residual: of the distance of each quiet value from the running median
+of the 61 values around it, the larger of 1.4826 times the median absolute deviation and of the spread
+between the 1st and 99th percentile over 4.65, which a normal distribution makes equal. The second keeps
+a series that rests most of the time from having a sigma of nothing. Where both are nothing the series
+stands still, and no event is put there.
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ SHAPES = ("step", "spike", "drop", "ramp")
 SIZES = (6.0, 9.0, 15.0)
 _LENGTH = {"step": 30, "spike": 4, "drop": 8, "ramp": 40}
 """Values from onset to end; a ramp takes half of it to rise."""
-_APART_SECONDS = 0.5 * 86_400.0
+_APART_SECONDS = 2 * 86_400.0
 _MEDIAN_VALUES = 61
-_AROUND_VALUES = 360
 _LEAST_VALUES = 60
 
 
@@ -39,7 +38,7 @@ class Event:
 
 
 def inject(fleet: Fleet, seed: int) -> tuple[Fleet, list[Event]]:
-    """Return the fleet with events in it, half a day apart on every series, and the events."""
+    """Return the fleet with events in it, two days apart on every series, and the events."""
     random = np.random.default_rng(seed)
     values = fleet.values.copy()
     events: list[Event] = []
@@ -56,7 +55,12 @@ def _into(
     series = fleet.values[rows, column]
     times = fleet.times[rows]
     quiet = fleet.quiet[rows, column]
+    if not len(rows):
+        return []
     residual = series - _running_median(series)
+    sigma = _sigma(residual[quiet])
+    if sigma <= 0:
+        return []
     found = []
     at = times[0] + random.uniform(0, _APART_SECONDS)
     number = int(random.integers(len(SHAPES) * len(SIZES)))
@@ -71,9 +75,6 @@ def _into(
             continue
         # Only where values came at their pace: a gap in an event would be another event.
         if times[last - 1] - times[first] > 1.5 * length * fleet.steps[column]:
-            continue
-        sigma = _sigma(residual[max(0, first - _AROUND_VALUES) : first + _AROUND_VALUES])
-        if sigma <= 0:
             continue
         number += 1
         values[rows[first:last], column] += size * sigma * _profile(shape, length)
