@@ -48,6 +48,7 @@ class LevelShifts:
     def __init__(self, settings: DetectionSettings, profiles: SeriesProfiles) -> None:
         self._settings = settings.shift
         self._absorb_seconds = settings.alerts.absorb_seconds
+        self._absorb_values = settings.alerts.absorb_values
         self._profiles = profiles
         self._columns = Columns(
             up=0.0,
@@ -125,7 +126,7 @@ class LevelShifts:
         early = np.isfinite(columns["shifted_at"]) & self._profiles["shifts"] & ~fixed
         early &= columns["steady"] >= _STEADY_VALUES
         early &= lasted >= self._settings.rebase_seconds
-        old = lasted >= self._absorb_seconds
+        old = lasted >= np.maximum(self._absorb_seconds, self._absorb_values * baseline.gap)
         due = early | old
         if not due.any():
             return []

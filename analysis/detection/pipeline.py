@@ -320,7 +320,9 @@ class DetectionPipeline:
         votes = (vote.realised() for vote in self._votes)
         return (self._baseline.realised(), *votes, self._rarity.realised(self._keys))
 
-    def _parts(self) -> dict[str, Detector | AlertPolicy | LevelShifts | Rarity | Columns]:
+    def _parts(
+        self,
+    ) -> dict[str, Detector | AlertPolicy | LevelShifts | Rarity | Columns]:
         detectors = {detector.name: detector for detector in (*self._leaders, *self._votes)}
         return {
             **detectors,

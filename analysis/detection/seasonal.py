@@ -23,6 +23,7 @@ from analysis.detection.cold_start import by_age, by_count, judged, settled
 from analysis.detection.columns import Columns
 from analysis.detection.contract import FloatArray, Realised, Scores
 from analysis.detection.profiles import SeriesProfiles
+from analysis.detection.records import Records
 from analysis.detection.seasonal_fit import SeasonalShape
 from analysis.detection.seasonal_shapes import SeasonalShapes
 from analysis.detection.settings import BaselineSettings, SignalOverride
@@ -63,6 +64,7 @@ class SeasonalBaseline:
         self._settings = settings
         self._profiles = SeriesProfiles(overrides)
         self._tail = TailTracker(settings.tail_rate)
+        self._records = Records(settings)
         self._columns = Columns(
             level=np.nan,
             deviation=0.0,
@@ -88,6 +90,11 @@ class SeasonalBaseline:
         age = self._columns["last_seconds"] - self._columns["first_seconds"]
         enough = self._columns["count"] >= self._settings.warm_values
         return np.asarray(enough & (age >= self._settings.warm_seconds))
+
+    @property
+    def gap(self) -> FloatArray:
+        """``[series]``: the usual distance of values in seconds, 0 where there is none yet."""
+        return np.asarray(np.fmax(self._columns["gap"], 0.0))
 
     @property
     def level(self) -> FloatArray:
@@ -126,6 +133,7 @@ class SeasonalBaseline:
         self._profiles.grow(keys)
         self._columns.grow(len(keys))
         self._tail.grow(len(keys))
+        self._records.grow(keys)
         self._shapes.grow(len(keys))
 
     def keep(self, kept: NDArray[np.bool_]) -> None:
@@ -133,6 +141,7 @@ class SeasonalBaseline:
         self._profiles.keep(kept)
         self._columns.keep(kept)
         self._tail.keep(kept)
+        self._records.keep(kept)
         self._shapes.keep(kept)
 
     def adopt(self, shapes: Mapping[int, SeasonalShape]) -> None:
@@ -157,14 +166,16 @@ class SeasonalBaseline:
         position = self._smooth(position, given)
         age = np.fmax(time_seconds - columns["first_seconds"], 0.0)
         known = judged(age, columns["count"], self._settings)
-        threshold = self._threshold(columns["level"] + season, age)
+        level = columns["level"] + season
+        threshold = self._records.threshold(self._threshold(level, age), level)
         error = position - columns["level"]
         expected = profiles.inverse(columns["level"] + season)
         raw = self._raw_score(profiles.inverse(position + season), expected, error, threshold)
         rising = given & (error > 0) & self._idle(expected)
         started = rising & (raw > 1.0)
         raw = np.where(rising, 0.0, raw)
-        limit = self._tail.limit
+        # A record is a limit that the tail has made already.
+        limit = np.where(self._records.ruled, 1.0, self._tail.limit)
         score = np.where(given & known, raw / limit, np.nan)
         reach = threshold * limit
         low = profiles.inverse(columns["level"] + season - reach)
@@ -184,6 +195,7 @@ class SeasonalBaseline:
         # While caution fades deviations look smaller than they will.
         self._normal = taken & settled(age, columns["count"], self._settings)
         self._tail.update(self._deviation, taken)
+        self._records.learn(time_seconds, error, level, learn)
         self._columns.reset(started)
         self._begin(time_seconds, position, started)
         self._learn(time_seconds, position, given, learn, threshold)
@@ -213,16 +225,19 @@ class SeasonalBaseline:
 
     def state(self) -> Mapping[str, NDArray[np.generic]]:
         """Return what has to be kept over a restart."""
-        return {**self._columns.state(), **self._tail.state(), **self._shapes.state()}
+        tail, shapes = self._tail.state(), self._shapes.state()
+        return {**self._columns.state(), **tail, **shapes, **self._records.state()}
 
     def restore(self, state: Mapping[str, NDArray[np.generic]]) -> None:
         """Take up a state of the same series."""
         self._columns.check(state)
         self._tail.check(state)
         self._shapes.check(state)
+        self._records.check(state)
         self._columns.restore(state)
         self._tail.restore(state)
         self._shapes.restore(state)
+        self._records.restore(state)
 
     def _raw_score(
         self, values: FloatArray, expected: FloatArray, error: FloatArray, threshold: FloatArray
@@ -278,7 +293,7 @@ class SeasonalBaseline:
         taken = given & learn
         error = np.where(taken, position - columns["level"], 0.0)
         cold = 1.0 / (columns["count"] + 1.0)
-        level_rate = self._rate(elapsed, own.level_memory_seconds, own.level_memory_values)
+        level_rate = self._rate(elapsed, own.level_memory_seconds, self._level_values())
         clipped = np.clip(error, -_CLIP * threshold, _CLIP * threshold)
         columns.add("level", np.maximum(level_rate, cold) * clipped, taken)
         spread_rate = self._rate(elapsed, own.scale_memory_seconds, own.scale_memory_values)
@@ -289,7 +304,14 @@ class SeasonalBaseline:
         columns.add("count", 1.0, given)
         columns.put("last_seconds", time_seconds, given)
 
-    def _rate(self, elapsed: FloatArray, seconds: float, values: float) -> FloatArray:
+    def _level_values(self) -> FloatArray:
+        """Return the least memory of the level: half where only the past says what is usual.
+
+        There no least deviation forgives a level that lags behind.
+        """
+        return self._settings.level_memory_values * np.where(self._records.ruled, 0.5, 1.0)
+
+    def _rate(self, elapsed: FloatArray, seconds: float, values: float | FloatArray) -> FloatArray:
         """Return the weight of the newest value for a memory in seconds and at least in values."""
         memory = np.maximum(seconds, values * np.fmax(self._columns["gap"], 0.0))
         # After a pause the old level still counts: no single value may replace it.

@@ -52,6 +52,22 @@ class BaselineSettings(DetectionTable):
     tail_rate: float = Field(
         0.005, gt=0, lt=0.2, description="Share of normal values that may score above 1."
     )
+    record_sigmas: float = Field(
+        5.0,
+        ge=2,
+        le=50,
+        description="For signals that are not in the catalogue: the least deviation, in robust "
+        "standard deviations, that scores 1.",
+    )
+    record_values: int = Field(
+        300,
+        ge=30,
+        le=100000,
+        description="Values of such a series until its own record alone is the threshold.",
+    )
+    record_days: float = Field(
+        10.0, ge=0.1, le=365, description="Time constant in which such a record fades."
+    )
     timezone: str = Field(
         UTC, description="Whose wall clock days and weeks of load follow, such as Europe/Berlin."
     )
@@ -256,6 +272,12 @@ class AlertSettings(DetectionTable):
         ge=10,
         le=864000,
         description="A statistical anomaly older than this is a new normal.",
+    )
+    absorb_values: int = Field(
+        12,
+        ge=1,
+        le=10000,
+        description="And not before so many values, which rules at slow cadences.",
     )
 
 

@@ -173,7 +173,9 @@ class PolicyTrial:
             hold_seconds=inputs.hard_hold_seconds,
         )
         self._note(now, self._statistical.active | self._hard.active)
-        over = rebased | (now - self._statistical.raised_seconds >= self._absorb_seconds)
+        # Where the real policy deviates, too, its re-base is what ends both.
+        old = now - self._statistical.raised_seconds >= self._absorb_seconds
+        over = rebased | (old & ~inputs.deviating)
         if over.any():
             self._statistical.drop(over)
         self._busy = bool((self._statistical.deviating | self._hard.deviating).any()) or bool(
