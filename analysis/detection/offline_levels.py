@@ -33,6 +33,9 @@ _COMPRESS_ABOVE = 30.0
 """Beyond this many deviations a value counts by its logarithm: spreads are not known well enough to
 call 1,000 of them stranger than 100 in proportion."""
 
+_LARGEST = 1e100
+"""So that even a value at the end of the floating-point range gives a finite score."""
+
 
 def blocks(start: int, end: int) -> list[tuple[int, int]]:
     """Return the blocks from ``start`` to before ``end``; the last one may be shorter."""
@@ -83,7 +86,7 @@ def deviations(
         small = np.abs(distance[:, still]) <= _STILL_SHARE * np.abs(usual.centre[still])
         moved = np.where(small, 0.0, distance[:, still])
         z[:, still] = _of_still(moved, train_rows, memory_rows)
-    size = np.abs(z)
+    size = np.minimum(np.abs(z), _LARGEST)
     far = _COMPRESS_ABOVE * (1.0 + np.log(np.maximum(size, _COMPRESS_ABOVE) / _COMPRESS_ABOVE))
     return np.asarray(np.where(size <= _COMPRESS_ABOVE, z, np.sign(z) * far))
 

@@ -46,6 +46,14 @@ def test_far_values_count_by_their_logarithm() -> None:
     assert 30 < z[2_050, 0] < z[2_051, 0] < 500
 
 
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_a_value_at_the_end_of_the_range_is_finite() -> None:
+    values = noise(2_100) * 1e-9
+    values[2_050, 0] = -1.7e308
+    assert np.isfinite(of(values)).all()
+    assert of(values)[2_050, 0] < -1_000
+
+
 def test_a_column_of_rare_spikes_is_not_strange_at_its_next_spike() -> None:
     values = noise(3_000)
     values[:, 0] = 0.0
