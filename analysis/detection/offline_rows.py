@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from analysis.detection.calibration import conformal_threshold
 from analysis.detection.contract import FloatArray
 from analysis.detection.mahalanobis import shrunk_covariance
-from analysis.detection.offline_events import leading, sustained
+from analysis.detection.offline_events import above_threshold, leading, sustained
 from analysis.detection.offline_levels import blocks, deviations
 from analysis.detection.seasonal_fit import DAY_SECONDS
 
@@ -107,13 +107,14 @@ def score_rows(
     memory = float(np.clip(_MEMORY_SECONDS / max(step_seconds, 1e-9), *_MEMORY_ROWS))
     z = deviations(views, train_rows, step_seconds, memory)
     known = _judge_training(z[:train_rows])
-    logs, shares = _judge_rest(z, train_rows, memory, conformal_threshold(known, _TAIL_RATE))
-    smooth = sustained(np.concatenate((known, logs)))
-    threshold = _threshold(smooth[: len(known)])
+    gate = conformal_threshold(known, _TAIL_RATE)
+    logs, shares = _judge_rest(z, train_rows, memory, gate)
+    threshold = _threshold(sustained(known))
+    above = above_threshold(np.concatenate((known, logs)), gate, threshold)[train_rows:]
     top = np.zeros(len(z), dtype=np.int64)
     top[train_rows:] = leading(logs, shares)
     # A log score beyond 700 would be infinite; nothing sensible comes near it.
-    return np.exp(np.minimum(smooth[len(known) :] - threshold, 700.0)), top
+    return np.exp(np.minimum(above, 700.0)), top
 
 
 def _judge_training(z: FloatArray) -> FloatArray:

@@ -110,6 +110,16 @@ def test_one_metric_is_judged_by_its_time_of_day() -> None:
     assert (usual > 1).mean() < 0.003
 
 
+def test_one_wild_row_is_no_long_anomaly() -> None:
+    frame = table()
+    frame.loc[450, "power"] = 5_000.0
+    result = detect_frame(frame, 300)
+    assert result["is_anomaly"].iloc[450]
+    assert not result["is_anomaly"].iloc[454:458].any()
+    assert result["is_anomaly"].iloc[450:].sum() < 10
+    assert result["score"].iloc[456] > 2 * result["score"].iloc[580:].median()
+
+
 @pytest.mark.parametrize("train_rows", [100, 300])
 def test_more_columns_than_rows_are_no_alarm(train_rows: int) -> None:
     random = np.random.default_rng(0)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from analysis.detection.offline_events import leading, sustained
+from analysis.detection.offline_events import above_threshold, leading, sustained
 
 
 def quiet(rows: int = 200) -> np.ndarray:
@@ -50,6 +50,17 @@ def test_the_column_of_the_event_leads_while_the_event_fades() -> None:
     assert set(top[:100]) == {0}
     assert set(top[100:120]) == {1}
     assert top[199] == 0
+
+
+def test_an_event_is_over_after_four_quiet_rows_and_not_before() -> None:
+    logs = np.full(60, -1.0)
+    logs[[5, 8]] = 6.0
+    logs[20] = 0.1  # above the gate by chance: no reason to raise the old event again
+    above = above_threshold(logs, 0.0, 1.0)
+    assert (above[5:12] > 0).all()
+    assert (above[12:] <= 0).all()
+    assert above[12] > above[4] + 1.0  # what is left ranks high still
+    np.testing.assert_array_equal(above[:9], above_threshold(logs[:9], 0.0, 1.0))
 
 
 def test_no_rows_are_no_error() -> None:
