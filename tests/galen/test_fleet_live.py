@@ -235,7 +235,6 @@ def test_workers_that_read_the_server_say_what_one_machine_says_though_one_is_ki
         assert killed.wait(READY_SECONDS)
         spread = json.dumps(client.get_events(), default=str)
     assert together["lost_workers"] == 1
-    assert len(together["workers"]) >= 2
     assert {one["shard"] for one in together["failed"]} == {refused["shard"]}
     for same in ("digest", "alarms", "entities", "series", "shards", "ticks"):
         assert together[same] == alone[same], same
