@@ -7,7 +7,6 @@ Kendall's tau", 1968; Mann, 1945).
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -93,8 +92,7 @@ class SlopeWindow:
         np.copyto(self.peak, np.fmax(self.peak, self.oldest), where=chosen)
         arrays = ((self._arrays["times"], time_seconds), (self._arrays["values"], values))
         for array, newest in arrays:
-            for older, newer in itertools.pairwise(array):
-                np.copyto(older, newer, where=chosen)
+            np.copyto(array[:-1], array[1:], where=chosen)
             np.copyto(array[-1], newest, where=chosen)
 
     def age(self, time_seconds: float) -> FloatArray:

@@ -22,7 +22,7 @@ _USUAL_BY_UNIT = {
     "ratio": 0.4, "percent": 40.0, "seconds": 0.2, "bytes": 4e9, "celsius": 60.0, "watts": 300.0,
     "mhz": 1500.0,
 }  # fmt: skip
-_DEVIATING = 0.002
+_DEVIATING = 0.0005
 """Share of the values that are far out, so that the alert policy has something to do."""
 
 
