@@ -88,13 +88,14 @@ class StreamingTail:
         columns = self._columns
         exact = np.minimum(scores, _HIGHEST).astype(np.float32)
         known = np.minimum(columns["bulk_next"], _BULK)
-        at_least = (self._bulk >= exact).sum(axis=0)
+        at_least = _count(self._bulk >= exact)
         bulk = (at_least + 1.0) / (known + 1.0)
         share = columns["share"]
         bulk = np.fmax(bulk, share)
         # In the first block the buffer has all scores, until it is thinned: more than the bulk has.
         first = np.flatnonzero(np.isnan(share) & (columns["kept"] == columns["seen"]))
-        beside = (self._largest[:, first] >= exact[first]).sum(axis=0)
+        rows = int(columns["kept"][first].max(initial=0))
+        beside = _count(self._largest[:rows] >= exact)[first]
         bulk[first] = (beside + 1.0) / (columns["seen"][first] + 1.0)
         # As it is kept: a score that equals the start must not lie above it by rounding. Few are in the
         # tail, and only for them there is a power to compute.
@@ -214,3 +215,11 @@ class StreamingTail:
         self._largest = np.array(state["largest"], dtype=np.float32)
         self._bulk = np.array(state["bulk"], dtype=np.float32)
         self._farthest = self.threshold(_FARTHEST_P)
+
+
+def _count(told: NDArray[np.bool_]) -> FloatArray:
+    """Return how many of each column are true, of 255 rows at most.
+
+    Counted in single bytes, which is ten times as fast.
+    """
+    return np.add.reduce(told, axis=0, dtype=np.uint8).astype(float)
