@@ -222,4 +222,4 @@ def _count(told: NDArray[np.bool_]) -> FloatArray:
 
     Counted in single bytes, which is ten times as fast.
     """
-    return np.add.reduce(told, axis=0, dtype=np.uint8).astype(float)
+    return np.asarray(np.add.reduce(told, axis=0, dtype=np.uint8), dtype=float)

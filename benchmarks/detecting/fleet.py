@@ -12,6 +12,7 @@ from analysis.detection.limits import bundled_limits
 from analysis.detection.profiles import SeriesProfiles
 from analysis.detection.seasonal_fit import DAY_SECONDS, SeasonalShape
 from collectors.contract import Sample, SeriesKey
+from collectors.entities import top_of
 from collectors.signals import Kind, catalogue
 
 START = 1_800_000_000.0
@@ -60,7 +61,11 @@ class Fleet:
         self._moves = ~np.array(rests) & np.array(
             [key.signal not in bundled_limits() for key in self.keys]
         )
-        self._phase = self._random.uniform(0, 0.5, count)
+        # All of a host are busy at the same time, as siblings are.
+        names = dict.fromkeys(top_of(key.entity) for key in self.keys)
+        tops = {top: number for number, top in enumerate(names)}
+        phases = self._random.uniform(0, 0.5, len(tops))
+        self._phase = phases[[tops[top_of(key.entity)] for key in self.keys]]
 
     def row(self, time_seconds: float) -> NDArray[np.float64]:
         """Return the values ``[series]`` of one tick."""
