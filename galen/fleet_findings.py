@@ -89,6 +89,8 @@ class FleetFindings(BaseModel):
     """Of every score of every series: equal digests are equal scores, bit for bit."""
     shards: int
     failed: list[ShardFault]
+    incomplete: list[str]
+    """Why answers of the server were incomplete."""
     stopped: bool
     workers: list[str]
     lost_workers: int
@@ -124,6 +126,7 @@ class FleetFindings(BaseModel):
                 )
                 for one in result.failed
             ],
+            incomplete=result.notes(),
             stopped=result.stopped,
             workers=sorted({one.worker for one in result.done}),
             lost_workers=result.lost_workers,
@@ -138,8 +141,8 @@ class FleetFindings(BaseModel):
 
     @property
     def whole(self) -> bool:
-        """Whether every series was scored."""
-        return not self.failed and not self.stopped
+        """Whether every series was scored, on all that the server has."""
+        return not self.failed and not self.incomplete and not self.stopped
 
 
 def _entities(

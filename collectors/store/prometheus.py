@@ -75,6 +75,12 @@ class PrometheusSeriesReader:
         self._history_seconds = history_seconds
         self._matchers = matchers
         self._clock = clock
+        self._notes: dict[str, None] = {}
+
+    def take_notes(self) -> list[str]:
+        """Return, once, why answers since the last call were incomplete; empty when all were whole."""
+        notes, self._notes = self._notes, {}
+        return list(notes)
 
     def series(self) -> Sequence[SeriesInfo]:
         """List every series with its newest value.
@@ -212,6 +218,7 @@ class PrometheusSeriesReader:
             raise StoreError(f"{error}; {error.fix}" if error.fix else str(error)) from error
         for warning in self._client.take_warnings():
             log.warning("prometheus_incomplete", server=self._client.place, reason=warning)
+            self._notes[warning] = None
         return found
 
 

@@ -175,7 +175,11 @@ def replay_fleet(
             "nothing was replayed", fix="Choose another --from and --to, or see what is said above."
         )
     whole = joined(parts)
-    return whole if not (result.failed or result.stopped) else replace(whole, whole=False)
+    return (
+        whole
+        if not (result.failed or result.notes() or result.stopped)
+        else replace(whole, whole=False)
+    )
 
 
 def _window(question: FleetQuestion, step: float) -> Window:
@@ -223,6 +227,8 @@ def _tell_failures(result: FleetResult) -> None:
         first = fault.entities[0]
         more = f" and {len(fault.entities) - 1} more" if len(fault.entities) > 1 else ""
         _say(f"not scored: {first}{more}: {fault.error}" + (f"; {fault.fix}" if fault.fix else ""))
+    for note in result.notes():
+        _say(f"incomplete: {note}")
     if result.stopped:
         _say("stopped: what was done until then is shown")
     if result.lost_workers:

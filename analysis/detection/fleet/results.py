@@ -66,6 +66,8 @@ class ShardResult:
     spent: Spent
     worker: str
     """Host and process."""
+    notes: tuple[str, ...] = ()
+    """Why what was read is incomplete, such as a partial answer."""
     replayed: Replayed | None = None
     """What a backtest asked for in place of series and alarms; None also where nothing was stored."""
 
@@ -106,6 +108,10 @@ class FleetResult:
         """Return all alarms by the time at which they were raised."""
         alarms = (alarm for one in self.done for alarm in one.alarms)
         return sorted(alarms, key=lambda alarm: (alarm.raised_seconds, alarm.key))
+
+    def notes(self) -> list[str]:
+        """Return each reason once why what was read is incomplete."""
+        return list(dict.fromkeys(note for one in self.done for note in one.notes))
 
     def replays(self) -> list[Replayed]:
         """Return what a backtest asked for, shard by shard."""

@@ -6,9 +6,9 @@ hundred workers score the same shards, so their scores are the same, bit for bit
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from analysis.detection.together import together_of
 from collectors.contract import SeriesKey
@@ -24,6 +24,14 @@ class ShardSource(Protocol):
         Raises:
             StoreError: when this machine cannot.
         """
+
+
+@runtime_checkable
+class TellsNotes(Protocol):
+    """A reader whose answers may be incomplete, and that says so."""
+
+    def take_notes(self) -> Sequence[str]:
+        """Return, once, why answers since the last call were incomplete."""
 
 
 @dataclass(frozen=True, slots=True)

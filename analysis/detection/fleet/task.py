@@ -23,7 +23,7 @@ from analysis.detection.fleet.build import Build, BuildMismatchError, this_build
 from analysis.detection.fleet.frame_reader import FrameReader
 from analysis.detection.fleet.results import ShardFailure, ShardResult, Spent
 from analysis.detection.fleet.settings import FleetSettings
-from analysis.detection.fleet.shards import Shard, ShardSource
+from analysis.detection.fleet.shards import Shard, ShardSource, TellsNotes
 from analysis.detection.fleet.summaries import ScoreBook
 from analysis.detection.forest import SameThreadExecutor
 from analysis.detection.pipeline import DetectionPipeline
@@ -189,7 +189,10 @@ class _Scoring:
         task.build.check(this_build(), worker_name())
         self._tell(0.0)
         with closing(task.source.open()) as reader:
-            return self._score(reader) if task.replay is None else self._replay(reader, task.replay)
+            plan = task.replay
+            found = self._score(reader) if plan is None else self._replay(reader, plan)
+            notes = reader.take_notes() if isinstance(reader, TellsNotes) else ()
+            return replace(found, notes=tuple(notes))
 
     def _score(self, reader: SeriesReader) -> ShardResult:
         task, window = self._task, self._task.window

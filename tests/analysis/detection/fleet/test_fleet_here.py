@@ -251,3 +251,15 @@ def test_a_shard_without_a_sample_is_no_failure(fleet: SimpleNamespace) -> None:
     assert run_here(tasks).failed == []
     empty = run_here([replace(task, replay=ReplayPlan()) for task in tasks])
     assert (empty.failed, empty.replays()) == ([], [])
+
+
+def test_answers_that_were_incomplete_are_told(fleet: SimpleNamespace) -> None:
+    (task,) = fleet.tasks(fleet.Source(1, 20))
+    reader = task.source.open()
+    partial = SimpleNamespace(
+        read=reader.read, close=lambda: None, take_notes=lambda: ["a partial answer"]
+    )
+    result = run_here([replace(task, source=SimpleNamespace(open=lambda: partial))] * 2)
+    assert not result.failed
+    assert result.notes() == ["a partial answer"]
+    assert run_here([task]).notes() == []
