@@ -2,10 +2,10 @@
 
 Scores come in blocks. Of a block only the largest are kept, in a buffer that is thinned when it is
 full; at its end they give the threshold, its share and a generalised Pareto fit
-(:mod:`analysis.detection.tails`), which hold until the next block ends. A block has 128 scores at
-first and doubles up to 1,024, so that a p-value of its own exists within minutes and the law follows
-slow changes. SPOT (Siffer et al., KDD 2017) keeps all excesses over a threshold that it sets once; a
-block forgets, needs no threshold to be right, and costs a fit only now and then.
+(:mod:`analysis.detection.tails`), which hold until the next block ends and count for seven more. A
+block has 128 scores at first and doubles up to 1,024, so that a p-value of its own exists within minutes
+and the law follows slow changes. SPOT (Siffer et al., KDD 2017) keeps all excesses over a threshold that
+it sets once; a block forgets, needs no threshold to be right, and costs a fit only now and then.
 
 Direction: up, of scores that are larger the less normal a value is. Warm-up: 20 scores; below 128 the
 p-value is conformal alone and at least one in their number, and until a block of 512 has ended at least
@@ -32,6 +32,10 @@ _BOLD_BLOCK = 512.0
 few minutes show less than their number, and what lies beyond them would look too rare."""
 _BUFFER = 128
 """Room for the largest scores of a block: a third more than the tail of the longest block has."""
+_OLDER = 7
+"""Laws of earlier blocks that count as well: eight blocks of 1,024 are two hours at one second."""
+_LAW = ("start", "share", "shape", "scale")
+_MOST_CLIPPED = 3
 _BULK = 32
 """Scores that stand for all below the tail, one in so many of the block before."""
 _LEAST_SCORES = 20
@@ -59,7 +63,9 @@ class StreamingTail:
             shape=0.0,
             scale=np.nan,
             rarest=SMALLEST_P,
+            clipped=0,
         )
+        self._older = np.full((_OLDER, len(_LAW), 0), np.nan, dtype=np.float32)
         self._largest = np.full((_BUFFER, 0), np.nan, dtype=np.float32)
         self._bulk = np.full((_BULK, 0), np.nan, dtype=np.float32)
         # Beyond it scores are learned as if they were on it; changes with the tail only.
@@ -72,12 +78,15 @@ class StreamingTail:
             np.hstack((array, np.full((len(array), count), np.nan, dtype=np.float32)))
             for array in (self._largest, self._bulk)
         )
+        new = np.full((*self._older.shape[:2], count), np.nan, dtype=np.float32)
+        self._older = np.concatenate((self._older, new), axis=2)
         self._farthest = self.threshold(_FARTHEST_P)
 
     def keep(self, kept: NDArray[np.bool_]) -> None:
         """Drop the series where ``kept`` is false."""
         self._columns.keep(kept)
         self._largest, self._bulk = self._largest[:, kept], self._bulk[:, kept]
+        self._older = self._older[:, :, kept]
         self._farthest = self._farthest[kept]
 
     def p_values(self, scores: FloatArray) -> FloatArray:
@@ -101,11 +110,27 @@ class StreamingTail:
         # tail, and only for them there is a power to compute.
         above = exact.astype(float) - columns["start"]
         far = np.flatnonzero(above > 0)
-        tail = ParetoTail(columns["shape"][far], columns["scale"][far])
-        bulk[far] = share[far] * tail.survival(above[far])
+        bulk[far] = np.minimum(self._beyond(exact[far], far), np.maximum(bulk[far], share[far]))
         result = np.clip(bulk, columns["rarest"], 1.0)
         ready = np.isfinite(scores) & (columns["bulk_next"] >= _LEAST_SCORES)
         return np.where(ready, result, np.nan)
+
+    def _beyond(self, scores: NDArray[np.float32], chosen: NDArray[np.intp]) -> FloatArray:
+        """Return the p-values of scores in the tail of the newest law.
+
+        Series rest for hours and then move. A law of the newest block alone would call all of the
+        movement rare; the mean over all laws kept says how rare blocks like this are. Where the spread
+        has grown for good the newest law is right, and the older ones too light: the larger counts.
+        """
+        newest = np.stack([self._columns[name][chosen] for name in _LAW])
+        laws = np.concatenate((newest[None], self._older[:, :, chosen]))
+        start, share, shape, scale = laws.swapaxes(0, 1)
+        above = scores.astype(float) - start
+        # Below the start of an older law its p-value is at least its share.
+        each = share * np.where(above > 0, ParetoTail(shape, scale).survival(above), 1.0)
+        known = np.isfinite(start)
+        mean = np.where(known, each, 0.0).sum(axis=0) / known.sum(axis=0)
+        return np.asarray(np.maximum(each[0], mean))
 
     def threshold(self, rate: float) -> FloatArray:
         """Return the score that a share ``rate`` of normal scores exceeds, ``[series]``.
@@ -128,7 +153,10 @@ class StreamingTail:
         columns = self._columns
         taken = learn & np.isfinite(scores)
         highest = self._farthest
-        exact = np.minimum(np.where(scores > highest, highest, scores), _HIGHEST)
+        # More than a few in a block are no fault: the law has changed.
+        far = taken & (scores > highest) & (columns["clipped"] < _MOST_CLIPPED)
+        columns["clipped"][far] += 1
+        exact = np.minimum(np.where(far, highest, scores), _HIGHEST)
         exact = exact.astype(np.float32)
         self._keep_bulk(exact, taken)
         columns["seen"][taken] += 1.0
@@ -177,6 +205,10 @@ class StreamingTail:
         # Where fewer were kept than the tail has, the floor below which none was kept is its start.
         start = np.where(kept > 0, ordered[length, np.arange(due.size)], columns["floor"][due])
         excess = ordered - start
+        # The law of a short block is not worth keeping.
+        kept_on = due[columns["rarest"][due] == SMALLEST_P]
+        self._older[1:, :, kept_on] = self._older[:-1, :, kept_on]
+        self._older[0, :, kept_on] = np.stack([columns[name][kept_on] for name in _LAW], axis=1)
         columns["start"][due] = start
         columns["rarest"][due] = np.where(seen < _BOLD_BLOCK, 1.0 / (seen + 1.0), SMALLEST_P)
         columns["share"][due] = ((excess > 0).sum(axis=0) + 1.0) / (seen + 1.0)
@@ -198,22 +230,29 @@ class StreamingTail:
         columns["target"][due] = target
         columns["seen"][due] = 0.0
         columns["kept"][due] = 0
+        columns["clipped"][due] = 0
         self._largest[:, due] = np.nan
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Return what has to be kept over a restart."""
-        own = {"largest": self._largest.copy(), "bulk": self._bulk.copy()}
+        own = {
+            "largest": self._largest.copy(),
+            "bulk": self._bulk.copy(),
+            "older": self._older.copy(),
+        }
         return {**self._columns.state(), **own}
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Take up a state; raises ValueError and changes nothing where it does not fit."""
         self._columns.check(state)
-        for name, array in (("largest", self._largest), ("bulk", self._bulk)):
+        own = {"largest": self._largest, "bulk": self._bulk, "older": self._older}
+        for name, array in own.items():
             if name not in state or state[name].shape != array.shape:
                 raise ValueError(f"the array {name!r} of the state is missing or has another shape")
         self._columns.restore(state)
         self._largest = np.array(state["largest"], dtype=np.float32)
         self._bulk = np.array(state["bulk"], dtype=np.float32)
+        self._older = np.array(state["older"], dtype=np.float32)
         self._farthest = self.threshold(_FARTHEST_P)
 
 

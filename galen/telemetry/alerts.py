@@ -159,7 +159,8 @@ def _own_alerts() -> Iterator[Alert]:
     )  # fmt: skip
     yield Alert(
         "GalenDetectionMiscalibrated",
-        "increase(galen_detection_normal_values_unusual_total[6h])"
+        # P-values decide nothing: that they are off is to be seen, and wakes nobody.
+        'increase(galen_detection_normal_values_unusual_total{detector!="p_value"}[6h])'
         " / (increase(galen_detection_normal_values_total[6h]) > 10000)"
         " > 3 * galen_detection_nominal_rate_ratio",
         _WARNING,

@@ -145,7 +145,8 @@ def streaming(series: int) -> StreamingTail:
 def test_live_the_realised_rate_is_the_nominal_one(noise: Noise, rate: float) -> None:
     p_values = follow(streaming(50), stream(noise, 50, 6000))
     realised = exceeds(p_values[1500:], rate).mean()
-    assert least(noise, rate) <= realised < 1.6 * rate
+    # Far out several laws together are as careful as the heaviest of them.
+    assert 0.25 * least(noise, rate) <= realised < 1.3 * rate
 
 
 def test_the_limit_that_alarms_are_decided_by_holds_its_rate_on_every_noise(noise: Noise) -> None:
@@ -182,11 +183,24 @@ def test_live_nothing_is_rarer_than_a_short_block_can_tell() -> None:
 def test_live_a_law_that_changes_is_followed_within_two_blocks() -> None:
     scores = stream(NOISES["normal"], 30, 12_000)
     scores[4000:8000] *= 5.0
-    p_values = follow(streaming(30), scores)
+    tail = streaming(30)
+    p_values = follow(tail, scores)
     late = slice(6500, 8000)
     assert 0.004 < exceeds(p_values[late], 0.01).mean() < 0.016
-    back = slice(10_500, 12_000)
-    assert 0.004 < exceeds(p_values[back], 0.01).mean() < 0.016
+    # Back again, it stays careful until the blocks in which it was wide are forgotten.
+    assert exceeds(p_values[10_500:], 0.01).mean() < 0.01
+    calm = follow(tail, stream(NOISES["normal"], 30, 10_000, seed=5))
+    assert 0.004 < exceeds(calm[7000:], 0.01).mean() < 0.016
+
+
+def test_live_a_series_that_rests_and_moves_again_is_not_rare() -> None:
+    """One in four blocks moves; a law of the newest block alone would call each beginning rare."""
+    scores = 1e-6 * stream(NOISES["normal"], 20, 24_000)
+    moving = np.arange(24_000) % 4096 < 1024
+    scores[moving] *= 1e6
+    p_values = follow(streaming(20), scores)[9000:]
+    assert exceeds(p_values, 0.001).mean() < 0.003
+    assert exceeds(p_values, 0.01).mean() < 0.02
 
 
 def test_live_what_is_not_learned_leaves_no_trace() -> None:
@@ -238,7 +252,9 @@ def test_live_a_state_goes_on_bit_for_bit() -> None:
 def test_live_scores_that_never_move_are_usual_and_any_other_is_not() -> None:
     tail = streaming(2)
     follow(tail, np.zeros((3000, 2)))
-    assert tail.p_values(np.array([0.0, 0.3])).tolist() == pytest.approx([1.0, 1 / 1025], rel=0.05)
+    usual, other = tail.p_values(np.array([0.0, 0.3]))
+    assert usual == 1.0
+    assert 1 / 1025 <= other < 1 / 129
 
 
 def test_live_values_that_repeat_are_not_rare_by_rounding() -> None:
