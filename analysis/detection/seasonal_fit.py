@@ -15,7 +15,8 @@ import numpy as np
 from statsmodels.tsa.seasonal import STL, seasonal_decompose
 
 from analysis.detection.contract import FloatArray
-from analysis.detection.wall_clock import UTC, wall_clock
+from analysis.detection.wall_clock import wall_clock
+from analysis.detection.zones import UTC
 
 DAY_SECONDS = 86_400.0
 WEEK_SECONDS = 7 * DAY_SECONDS

@@ -16,7 +16,7 @@ import pandas as pd
 from analysis.detection.contract import FloatArray
 from analysis.detection.profiles import SeriesProfiles
 from analysis.detection.seasonal_fit import SeasonalShape, fit_shape
-from analysis.detection.wall_clock import UTC
+from analysis.detection.zones import UTC
 from collectors.contract import SeriesKey
 from collectors.store.contract import MINUTE_SECONDS, SeriesInfo, SeriesReader
 

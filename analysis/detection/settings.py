@@ -10,7 +10,7 @@ from typing import Literal, Self
 from apscheduler.triggers.cron import CronTrigger
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from analysis.detection.wall_clock import UTC, known_zone
+from analysis.detection.zones import UTC, known_zone
 
 
 class DetectionTable(BaseModel):

@@ -8,30 +8,17 @@ from __future__ import annotations
 
 from datetime import datetime
 from functools import cache, lru_cache
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+from zoneinfo import ZoneInfo
 
 import numpy as np
 
 from analysis.detection.contract import FloatArray
+from analysis.detection.zones import UTC, known_zone
 
-UTC = "UTC"
 _QUARTER_SECONDS = 900
 """Offsets change at whole quarters of an hour in every zone of the present rules."""
 _KEPT_QUARTERS = 8192
 """Quarters whose offsets are remembered, for each zone: twelve weeks of history."""
-
-
-def known_zone(name: str) -> str:
-    """Return the name of a time zone.
-
-    Raises:
-        ValueError: when there is no such zone on this machine.
-    """
-    try:
-        ZoneInfo(name)
-    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
-        raise ValueError(f"there is no time zone {name!r}, such as Europe/Berlin") from error
-    return name
 
 
 class WallClock:

@@ -6,7 +6,8 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import pytest
 
-from analysis.detection.wall_clock import WallClock, known_zone
+from analysis.detection.wall_clock import WallClock
+from analysis.detection.zones import known_zone
 
 BERLIN = ZoneInfo("Europe/Berlin")
 
