@@ -190,9 +190,12 @@ def constant_control(
         false += count * int((~right).sum())
     delays = []
     for at, fault in enumerate(faults):
+        if not any(at in concerned for concerned in by_faults):
+            continue
+        # A fault between two of its minutes is noticed by its end: an alarm is always on.
         fresh = starts[(starts >= fault.start_seconds) & (starts <= fault.end_seconds)]
-        if len(fresh) and any(at in concerned for concerned in by_faults):
-            delays.append(float(fresh[0] - fault.start_seconds))
+        noticed = float(fresh[0]) if len(fresh) else fault.end_seconds
+        delays.append(noticed - fault.start_seconds)
     return Quality(
         len(faults), len(delays), tuple(delays), false, false / series_days(len(keys), span)
     )

@@ -163,7 +163,7 @@ def test_the_constant_control_is_what_its_alarms_would_be() -> None:
     faults = [
         LabelledFault(1000, 1130, ["host/a"]),
         LabelledFault(1100, 1300, (), ["x"]),
-        LabelledFault(1505, 1510),
+        LabelledFault(1505, 1590),
     ]
     span = (600.0, 2000.0)
     starts = np.arange(*span, 60.0)
@@ -173,6 +173,9 @@ def test_the_constant_control_is_what_its_alarms_would_be() -> None:
         np.repeat(starts + 60, len(keys)),
     )
     assert constant_control(faults, keys, span) == judge(table, faults, 3, span).quality
+    short = constant_control([LabelledFault(1505, 1510)], keys, span)
+    assert (short.detected, short.delay_seconds) == (1, (5.0,))
+    assert constant_control([LabelledFault(1505, 1590, ["gpu/9"])], keys, span).detected == 0
     assert random_control(0, faults, keys, span, 0).false_alarms == 0
     assert random_control(9, [], keys, span, 0).false_alarms == 9
 
