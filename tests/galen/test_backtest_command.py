@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 from typer.testing import CliRunner, Result
 
 from galen.cli import make_app
@@ -11,11 +13,12 @@ from galen.errors import ConfigError, GalenError
 
 
 @pytest.fixture
-def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     # Logs are set up for the whole process, on a stream that ends with the call.
     monkeypatch.setattr("galen.commands.context.configure_logs", lambda _: None)
-    return tmp_path
+    with capture_logs():
+        yield tmp_path
 
 
 def run(*arguments: str) -> Result:
