@@ -253,8 +253,9 @@ def test_replayed_seasons_are_those_of_the_store() -> None:
         def series(self) -> list[SeriesInfo]:
             return [SeriesInfo(key, {}, float(at[0]), float(at[-1]), 0.0)]
 
-        def read(self, **_: Any) -> pd.DataFrame:
-            return pd.DataFrame({"time": at, "value": values})
+        def read_rollup(self, **_: Any) -> pd.DataFrame:
+            columns = {"time": at // 60 * 60, "entity": key.entity, "signal": key.signal}
+            return pd.DataFrame({**columns, "mean": values})
 
     seasons = ReplayedSeasons(SeasonPlan(79.5 * 3600, 1e9, 1e9))
     found = {}
