@@ -405,6 +405,8 @@ class IncidentTracker:
         self._open.remove(tracked)
         self._resolved = [*self._resolved, _Open(incident, tracked.stack, tracked.on_gpu)]
         self._resolved = self._resolved[-_KEPT_RESOLVED:]
+        # What this tick added to it is in the change: written down after it, it would open it again.
+        told.refreshed = [each for each in told.refreshed if each.id != incident.id]
         told.changes.append(change_of(ChangeKind.RESOLVED, incident, words))
 
     def _holds(self, tracked: _Open, anomaly: Anomaly) -> bool:

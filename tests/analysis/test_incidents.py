@@ -38,6 +38,9 @@ class Course:
             told += found.changes
             self.changes += [(self.now, change) for change in found.changes]
             self.refreshed += found.refreshed
+            # Whoever writes down what is refreshed after what has changed would open it again.
+            still_open = {incident.id for incident in found.incidents}
+            assert {incident.id for incident in found.refreshed} <= still_open
             self.now += 1.0
         return told
 
@@ -84,6 +87,19 @@ def test_it_ends_only_after_the_symptoms_have_been_gone_for_long_enough(
     course.play(world, 8)
     assert course.kinds == [ChangeKind.OPENED]
     course.play(world, 1)
+    assert course.kinds == [ChangeKind.OPENED, ChangeKind.RESOLVED]
+
+
+@pytest.mark.parametrize("ticks", range(6, 10))
+def test_what_is_seen_as_it_ends_does_not_open_it_again(
+    ticks: int, world: Any, scenarios: Scenarios
+) -> None:
+    """A busy host holds no surge open, and is one more anomaly of its incident."""
+    course = Course(refresh_seconds=0)
+    course.play(scenarios["traffic_surge"](), 5)
+    course.play(world, ticks)
+    course.play(type(world)().set(990.0, "host/box1", host_load=99), 3)
+    course.play(world, 20)
     assert course.kinds == [ChangeKind.OPENED, ChangeKind.RESOLVED]
 
 
