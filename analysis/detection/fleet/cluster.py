@@ -224,6 +224,8 @@ class _Run:
             )
             self._pending = dict(zip(self._tasks, futures, strict=True))
             self._follow()
+            # A worker may have been lost since the last look.
+            self._look()
         finally:
             if self._pending:
                 self._cancel()
