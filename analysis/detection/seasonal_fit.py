@@ -129,7 +129,7 @@ def _fit_period(
         ).fit()
         seasonal = np.asarray(fitted.seasonal) + _detrended_rest(np.asarray(fitted.resid))
     else:
-        classical = seasonal_decompose(grid, period=phases, extrapolate_trend="freq")
+        classical = seasonal_decompose(grid, period=phases, extrapolate_trend="period")
         seasonal = grid - np.asarray(classical.trend)
     offsets = _phase_medians(seasonal, int(slots[0] % phases), phases)
     return SeasonalShape(period_seconds, offsets - np.median(offsets), zone)
