@@ -9,7 +9,6 @@ measured and kept below a share.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -22,6 +21,7 @@ from inference.engine_host import EngineHost
 from inference.errors import DeadlineExceededError, OverloadedError, ServiceError
 from inference.model import GoldenPrompt, GoldenTensors
 from inference.settings import InferenceSettings
+from inference.waiting import wait_at_most
 
 _log = structlog.get_logger(__name__)
 
@@ -157,10 +157,7 @@ class Canary:
         self.result = CanaryResult(None)
 
     async def _pause(self, seconds: float) -> None:
-        # Not `wait_for`: before Python 3.12 it swallows a cancellation that comes as the wait ends.
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._wake.wait()
+        await wait_at_most(self._wake, seconds)
 
     async def check(self) -> CanaryOutcome:
         """Ask one golden example and judge the answer."""

@@ -8,7 +8,6 @@ answer. On a GPU it takes the memory of a second copy of the model while it runs
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from typing import Protocol
 
 import structlog
 
+from inference.waiting import wait_at_most
 from inference.worker.heartbeat import Heartbeat
 from inference.worker.launch import LaunchedWorker
 from inference.worker.link import WorkerLink
@@ -192,10 +192,7 @@ class _Run:
     async def _look(self) -> None:
         """Wait for a message, at most until the next look."""
         self._event.clear()
-        # Not `wait_for`: before Python 3.12 it swallows a cancellation that comes as the wait ends.
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_LOOK_SECONDS):
-                await self._event.wait()
+        await wait_at_most(self._event, _LOOK_SECONDS)
 
     def _receive(self, message: Message) -> None:
         if isinstance(message, Ready):
