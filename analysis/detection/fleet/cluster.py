@@ -224,8 +224,9 @@ class _Run:
             )
             self._pending = dict(zip(self._tasks, futures, strict=True))
             self._follow()
-            # A worker may have been lost since the last look.
-            self._look()
+            if not self._pending:
+                # A worker may have been lost since the last look; who stops does not wait for one.
+                self._look()
         finally:
             if self._pending:
                 self._cancel()
