@@ -112,7 +112,7 @@ def backtest(
     second. Ctrl-C ends the replay; what came so far is judged and told. Exit status 1 when there was an
     alarm, or with --labels when a fault was missed or an alarm was false, or when it was stopped.
     """
-    from analysis.detection.backtest import judged, replay
+    from analysis.detection.backtest import judged
     from analysis.detection.fleet.task import ReplayPlan
     from collectors.contract import CollectorError
     from collectors.store.contract import StoreError
@@ -125,32 +125,15 @@ def backtest(
     faults = None if labels is None else load_faults(labels)
     stop = stop_on_signals()
     window = parse_window(since, until)
-    plan = _season_plan(call) if seasons else None
+    replay_plan = ReplayPlan(tuple(faults or ()), _season_plan(call) if seasons else None, warmup)
     chosen = _cluster(call, source, cluster, workers)
     try:
         if chosen is not None:
-            replay_plan = ReplayPlan(tuple(faults or ()), plan, warmup)
             name, replayed = _on_cluster(
                 call, source, window, step, replay_plan, chosen, workers, stop
             )
         else:
-            with (
-                _history(call, source, window, step, stop) as (name, history),
-                progress_bar("replaying") as told,
-            ):
-                span = max(history.end_seconds - history.start_seconds, 1.0)
-                replayed = replay(
-                    history.chunks,
-                    settings,
-                    history.start_seconds,
-                    labels=faults or (),
-                    tick_seconds=step or history.step_seconds,
-                    watch_entity=history.watch_entity,
-                    seasons=plan,
-                    warmup_seconds=warmup,
-                    progress=lambda now: told(min(1.0, (now - history.start_seconds) / span)),
-                    stop=stop.is_set,
-                )
+            name, replayed = _here(call, source, window, step, replay_plan, stop)
     except StoreError as error:
         raise GalenError(str(error)) from error
     except CollectorError as error:
@@ -183,6 +166,37 @@ def _cluster(
     if not asked and not (source or "").startswith(_PROMETHEUS):
         return None
     return chosen_cluster(cluster, workers, call.settings)
+
+
+def _here(
+    call: Invocation,
+    source: str | None,
+    window: tuple[float, float],
+    step: float | None,
+    replay_plan: ReplayPlan,
+    stop: threading.Event,
+) -> tuple[str, Replayed]:
+    """Replay in this process; return how the source is called in reports, and what was found."""
+    from analysis.detection.backtest import replay
+
+    with (
+        _history(call, source, window, step, stop) as (name, history),
+        progress_bar("replaying") as told,
+    ):
+        span = max(history.end_seconds - history.start_seconds, 1.0)
+        replayed = replay(
+            history.chunks,
+            call.settings.analysis.detection,
+            history.start_seconds,
+            labels=replay_plan.labels,
+            tick_seconds=step or history.step_seconds,
+            watch_entity=history.watch_entity,
+            seasons=replay_plan.seasons,
+            warmup_seconds=replay_plan.warmup_seconds,
+            progress=lambda now: told(min(1.0, (now - history.start_seconds) / span)),
+            stop=stop.is_set,
+        )
+    return name, replayed
 
 
 def _on_cluster(
