@@ -13,6 +13,8 @@ from collectors.contract import Sample, SeriesKey
 
 STALE_NAN: float = struct.unpack("<d", b"\x02\x00\x00\x00\x00\x00\xf0\x7f")[0]
 """The NaN that means "no more"; every other NaN is a value."""
+_NEXT_MILLISECOND_SECONDS = 0.002
+"""Rounds to a later millisecond than what it is added to, also where that is half-way between two."""
 
 
 @dataclass(slots=True)
@@ -58,4 +60,6 @@ class EndedSeries:
 
     def _end(self, key: SeriesKey, now_seconds: float) -> Sample:
         last = self._seen.pop(key).sample
-        return Sample(now_seconds, key.entity, key.signal, STALE_NAN, last.labels)
+        # Servers refuse a second value for one millisecond: the end comes after the last sample.
+        at = max(now_seconds, last.time_seconds + _NEXT_MILLISECOND_SECONDS)
+        return Sample(at, key.entity, key.signal, STALE_NAN, last.labels)

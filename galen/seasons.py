@@ -33,7 +33,9 @@ class SeasonFitter:
         self._lock = threading.Lock()
 
     def take(self, now_seconds: float) -> Shapes:
-        """Return shapes that have become ready since the last call, and start a fit that is due."""
+        """Return shapes that were ready by this call, and then start a fit that is due."""
+        with self._lock:
+            ready, self._shapes = self._shapes, {}
         if self._next_seconds is None:
             self._next_seconds = now_seconds + FIRST_FIT_SECONDS
         idle = self._thread is None or not self._thread.is_alive()
@@ -44,8 +46,6 @@ class SeasonFitter:
                 target=self._run, args=(now_seconds,), name="seasons", daemon=True
             )
             self._thread.start()
-        with self._lock:
-            ready, self._shapes = self._shapes, {}
         return ready
 
     def wait(self, timeout_seconds: float) -> None:

@@ -3,6 +3,8 @@ from __future__ import annotations
 import math
 import struct
 
+import pytest
+
 from collectors.contract import Sample
 from collectors.remote_write import encode_write_request
 from collectors.staleness import STALE_NAN, EndedSeries
@@ -38,3 +40,11 @@ def test_a_series_that_comes_seldom_is_given_its_time() -> None:
 def test_the_marker_keeps_its_bits_on_the_wire() -> None:
     request = encode_write_request([Sample(1.0, "host/a", "host_load", STALE_NAN)], {})
     assert struct.pack("<Q", 0x7FF0000000000002) in request
+
+
+@pytest.mark.parametrize("last", [1795265274.922, 1000.0005, 1000.0015])
+def test_the_end_comes_a_millisecond_after_the_last_sample(last: float) -> None:
+    ended = EndedSeries(60)
+    ended.markers(last, [_load(last)])
+    (marker,) = ended.end_all(last)
+    assert round(marker.time_seconds * 1000) > round(last * 1000)
