@@ -87,7 +87,6 @@ def running_traffic(settings: Settings, trace: Path | None, seed: int) -> Iterat
 def run_up(options: UpOptions, console: Console, stop: threading.Event) -> None:
     """Run everything until told to stop."""
     settings, paths = options.stack.settings, StatePaths(options.stack.state_dir)
-    end = time.monotonic() + options.for_seconds if options.for_seconds else float("inf")
     with ExitStack() as stack:
         journal = stack.enter_context(_journal(paths))
         narrator = Narrator(journal, console)
@@ -101,6 +100,7 @@ def run_up(options: UpOptions, console: Console, stop: threading.Event) -> None:
             patient = Patient.of_stack(settings, paths, traffic)
             stack.callback(patient.close)
             demo = Demonstration(patient, journal, narrator, CORE, clock=time.monotonic)
+        end = time.monotonic() + options.for_seconds if options.for_seconds else float("inf")
         while not stop.wait(_POLL_SECONDS) and time.monotonic() < end:
             for words in supervisor.check():
                 narrator.say(words)

@@ -51,7 +51,8 @@ def up(
         bool, typer.Option("--no-dashboard", help="Leave the pages out.")
     ] = False,
     for_seconds: Annotated[
-        float | None, typer.Option("--for", min=1, help="Stop by itself after this many seconds.")
+        float | None,
+        typer.Option("--for", min=1, help="Stop by itself so many seconds after the start."),
     ] = None,
     trace: Annotated[
         Path | None, typer.Option(help="Replay the arrivals of this trace (CSV) in the demo.")

@@ -10,6 +10,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import psutil
@@ -58,21 +60,62 @@ def left_behind(state_dir: Path) -> list[int]:
     ]
 
 
+@contextmanager
+def running(*arguments: str, state_dir: Path) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """Run a command in the background; it is killed at the end, whatever becomes of the test."""
+    command = [sys.executable, "-m", "galen", *arguments, "--state-dir", str(state_dir)]
+    environment = {**os.environ, "GALEN_INFERENCE__PORT": str(free_port())}
+    log = state_dir / "output.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
+        try:
+            yield process, log
+        finally:
+            process.kill()
+            process.wait()
+
+
+def eventually(check: Callable[[], object], process: subprocess.Popen[bytes], log: Path) -> None:
+    until = time.monotonic() + 120
+    while not check():
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < until, log.read_text()
+        time.sleep(0.1)
+
+
+def newest_values(state_dir: Path) -> dict[str, float]:
+    """Return the newest value of every signal that is stored."""
+    path = state_dir / "series.sqlite"
+    if not path.exists():
+        return {}
+    with closing(SqliteSeriesReader(path)) as reader:
+        return {info.key.signal: info.last_value for info in reader.series()}
+
+
 def test_up_runs_everything_and_stops_everything(tmp_path: Path) -> None:
-    done = galen(
-        "up", "--demo", "--no-dashboard", "--for", "12", state_dir=tmp_path, port=free_port()
-    )
+    def all_of_it_runs() -> bool:
+        values = newest_values(tmp_path)
+        return (
+            values.get("llm_requests_per_second", 0) > 0 and values.get("canary_output_match") == 1
+        )
+
+    with running("up", "--demo", "--no-dashboard", state_dir=tmp_path) as (demo, log):
+        eventually(all_of_it_runs, demo, log)
+        demo.send_signal(signal.SIGTERM)
+        assert demo.wait(60) == 0, log.read_text()
+    with closing(Journal(tmp_path / "journal.sqlite")) as journal:
+        kinds = [event.kind for event in journal.events()]
+        assert (kinds[0], kinds[-1]) == (EventKind.STARTED, EventKind.STOPPED)
+        assert journal.broken_links() == []
+    with closing(SqliteSeriesReader(tmp_path / "series.sqlite")) as reader:
+        labels = {info.key.signal: info.labels for info in reader.series()}
+    assert labels["gpu_utilization_percent"]["simulated"] == "true"
+    assert left_behind(tmp_path) == []
+
+
+def test_up_ends_by_itself_after_its_time(tmp_path: Path) -> None:
+    done = galen("up", "--no-dashboard", "--for", "1", state_dir=tmp_path, port=free_port())
     assert done.returncode == 0, done.stderr
-    journal = Journal(tmp_path / "journal.sqlite")
-    kinds = [event.kind for event in journal.events()]
-    assert kinds[0] is EventKind.STARTED
-    assert kinds[-1] is EventKind.STOPPED
-    assert journal.broken_links() == []
-    reader = SqliteSeriesReader(tmp_path / "series.sqlite")
-    known = {info.key.signal: info for info in reader.series()}
-    assert known["llm_requests_per_second"].last_value > 0
-    assert known["canary_output_match"].last_value == 1
-    assert known["gpu_utilization_percent"].labels["simulated"] == "true"
     assert left_behind(tmp_path) == []
 
 
@@ -101,20 +144,9 @@ def test_a_port_that_is_taken_is_named_with_the_fix(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_drill_that_is_ended_stops_what_it_has_started(tmp_path: Path, number: int) -> None:
-    command = [sys.executable, "-m", "galen", "drill", "--state-dir", str(tmp_path)]
-    environment = {**os.environ, "GALEN_INFERENCE__PORT": str(free_port())}
-    log = tmp_path / "drill.log"
-    with log.open("wb") as output:
-        drill = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
-        try:
-            until = time.monotonic() + 120
-            while b"warming up" not in log.read_bytes():
-                assert drill.poll() is None, log.read_text()
-                assert time.monotonic() < until, log.read_text()
-                time.sleep(0.1)
-            assert len(left_behind(tmp_path)) > 1
-            drill.send_signal(number)
-            assert drill.wait(60) != 0
-        finally:
-            drill.kill()
+    with running("drill", state_dir=tmp_path) as (drill, log):
+        eventually(lambda: b"warming up" in log.read_bytes(), drill, log)
+        assert len(left_behind(tmp_path)) > 1
+        drill.send_signal(number)
+        assert drill.wait(60) != 0
     assert left_behind(tmp_path) == []

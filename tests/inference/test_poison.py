@@ -75,7 +75,9 @@ def test_requests_that_the_worker_had_not_begun_are_repeated_not_failed(start, t
         live.fault("engine_hang")
         answers = [pool.submit(live.complete, f"question {number}") for number in range(4)]
         tools.eventually(lambda: live.metric("llm_active_requests", model="tiny") == 4, "they run")
-        os.kill(live.service.hosts["tiny"].supervisor.status.worker.pid, signal.SIGKILL)
+        host = live.service.hosts["tiny"]
+        tools.eventually(lambda: host.heartbeat().running_ids, "the worker is at the first")
+        os.kill(host.supervisor.status.worker.pid, signal.SIGKILL)
         statuses = sorted(answer.result().status_code for answer in answers)
         assert statuses == [200, 200, 200, 503]
         tools.eventually(lambda: _cases(live) == 1, "an end of the investigation")

@@ -29,7 +29,9 @@ def test_a_crash_fails_what_is_in_flight_and_the_worker_comes_back(start, tools)
     with start(canary_interval_seconds=30.0) as live, ThreadPoolExecutor() as pool:
         live.fault("engine_slow", step_seconds=1.0)
         answer = pool.submit(live.complete)
-        tools.eventually(lambda: live.metric("llm_active_requests") == 1, "it runs")
+        # Before the worker is at it a request would only wait for the next worker.
+        host = live.service.hosts["tiny"]
+        tools.eventually(lambda: host.heartbeat().running_ids, "it runs")
         os.kill(_worker_pid(live), signal.SIGKILL)
         failed = answer.result()
         assert failed.status_code == 503

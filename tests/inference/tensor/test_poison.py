@@ -40,8 +40,9 @@ def test_a_kill_from_outside_is_nobodys_fault(start, tools):
     with start() as live, ThreadPoolExecutor() as pool:
         live.fault("engine_hang")
         answer = pool.submit(_infer, live)
-        tools.eventually(lambda: live.metric("llm_active_requests", model="mlp") == 1, "it runs")
-        os.kill(live.service.hosts["mlp"].supervisor.status.worker.pid, signal.SIGKILL)
+        host = live.service.hosts["mlp"]
+        tools.eventually(lambda: host.heartbeat().running_ids, "it runs")
+        os.kill(host.supervisor.status.worker.pid, signal.SIGKILL)
         assert answer.result().status_code == 503
         tools.eventually(lambda: _outcomes(live), "an end of the investigation")
         assert _outcomes(live) == {"cleared": 1}
