@@ -7,8 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from collectors.contract import SeriesKey
+
 _OWN = "analysis.detection."
 _CONTAINERS = (list, tuple, set, frozenset)
+_PLAIN = (str, bytes, int, float, type(None), SeriesKey)
 
 
 def array_bytes(*roots: object) -> int:
@@ -22,7 +25,7 @@ def array_bytes(*roots: object) -> int:
     total = 0
     while waiting:
         item = waiting.pop()
-        if id(item) in seen or isinstance(item, (str, bytes, int, float, type(None))):
+        if id(item) in seen or isinstance(item, _PLAIN):
             continue
         seen.add(id(item))
         if isinstance(item, np.ndarray):
@@ -38,10 +41,10 @@ def array_bytes(*roots: object) -> int:
 def _parts(item: Any) -> Iterable[object]:
     """Return what an object holds; nothing of those that are not detection's."""
     if isinstance(item, Mapping):
-        return list(item.values())
+        item = list(item.values())
     if isinstance(item, _CONTAINERS):
-        # Names of series are many and hold no array.
-        return [] if item and isinstance(next(iter(item)), str) else item
+        # Names and numbers of series are many and hold no array.
+        return [] if item and isinstance(next(iter(item)), _PLAIN) else item
     if not type(item).__module__.startswith(_OWN):
         return ()
     slots = [getattr(item, name, None) for name in getattr(type(item), "__slots__", ())]

@@ -8,7 +8,7 @@ That is a quarter of the memory of scikit-learn's arrays and a tenth of its time
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,29 +27,23 @@ _LEAVES = 2**_DEPTH
 _ENDED = float(np.finfo(np.float32).max)
 """Threshold where a branch has ended: every row goes left."""
 _EULER_GAMMA = 0.5772156649015329
+_SPLIT = np.dtype([("threshold", np.float32), ("feature", np.int32)])
+"""A split is read as one: its two halves lie side by side, not in two arrays far apart."""
 
 
 @dataclass(frozen=True)
 class PackedForest:
     """The trees of one forest, each a complete binary tree level by level."""
 
-    feature: NDArray[np.int16]
-    """``[trees, splits]``: the number of the series that is compared."""
-    threshold: NDArray[np.float32]
-    """``[trees, splits]``: a row goes right where it is above; huge where a branch has ended."""
+    splits: NDArray[np.void]
+    """``[trees, splits]``: ``feature``, the number of the series that is compared, and ``threshold``; a
+    row goes right where it is above, which is huge where a branch has ended."""
     length: NDArray[np.float32]
     """``[trees, leaves]``: path length of a leaf, the expected rest for its rows included."""
     centre: float
     """Median score of the rows that it was fitted on."""
     width: float
     """Distance from there to their 99th percentile."""
-
-
-_ROOMS: Mapping[str, tuple[int, type[np.generic]]] = {
-    "feature": (_SPLITS, np.int16),
-    "threshold": (_SPLITS, np.float32),
-    "length": (_LEAVES, np.float32),
-}
 
 
 def mean_path_length(samples: FloatArray | float) -> FloatArray:
@@ -66,12 +60,12 @@ def fit_forest(rows: FloatArray, *, trees: int, seed: int) -> PackedForest:
     grown = isolation_trees(rows, trees=trees, seed=seed)
     # The trees hold max_samples rows, which may be fewer than _SAMPLES: scale to the full length.
     scale = mean_path_length(_SAMPLES) / np.maximum(mean_path_length(samples), 1e-9)
-    feature, threshold, length = _complete([tree.tree_ for tree in grown])
-    packed = PackedForest(feature, threshold, (scale * length).astype(np.float32), 0.0, 1.0)
+    splits, length = _complete([tree.tree_ for tree in grown])
+    packed = PackedForest(splits, (scale * length).astype(np.float32), 0.0, 1.0)
     scores = isolation_of(packed, rows)
     centre = float(np.median(scores))
     width = float(np.quantile(scores, 0.99)) - centre
-    return PackedForest(packed.feature, packed.threshold, packed.length, centre, width)
+    return replace(packed, centre=centre, width=width)
 
 
 def isolation_trees(rows: FloatArray, *, trees: int, seed: int) -> list[ExtraTreeRegressor]:
@@ -103,12 +97,14 @@ def isolation_trees(rows: FloatArray, *, trees: int, seed: int) -> list[ExtraTre
 def isolation_of(forest: PackedForest, rows: FloatArray) -> FloatArray:
     """Return the score of rows ``[rows, series]``, between 0 and 1, high where they are strange."""
     count, width = rows.shape
-    rooms = {name: getattr(forest, name)[None] for name in _ROOMS}
-    return _descend(rooms, np.zeros(count, dtype=np.int64), np.arange(count) * width, rows.ravel())
+    alone = np.zeros(count, dtype=np.int64)
+    starts = np.arange(count) * width
+    return _descend(forest.splits[None], forest.length[None], alone, starts, rows.ravel())
 
 
 def _descend(
-    rooms: Mapping[str, NDArray[Any]],
+    splits: NDArray[np.void],
+    length: NDArray[np.float32],
     forests: NDArray[np.int64],
     starts: NDArray[np.int64],
     values: FloatArray,
@@ -116,27 +112,28 @@ def _descend(
     """Send rows down all trees of their forests and return the scores.
 
     Args:
-        rooms: the arrays of the forests, ``[forests, trees, nodes]``.
+        splits: of the forests, ``[forests, trees, splits]``.
+        length: of the forests, ``[forests, trees, leaves]``.
         forests: ``[rows]`` whose trees each row goes down.
         starts: ``[rows]`` where in the values each row begins.
         values: all rows, one after the other.
     """
-    trees = rooms["feature"].shape[1]
+    trees = splits.shape[1]
     tree = forests[:, None] * trees + np.arange(trees)
-    feature, threshold = rooms["feature"].ravel(), rooms["threshold"].ravel()
+    every = splits.ravel()
     row = starts[:, None]
     exact = values.astype(np.float32)
     base = tree * _SPLITS
     node = np.zeros_like(base)
     for _ in range(_DEPTH):
-        place = base + node
-        node = 2 * node + 1 + (exact.take(row + feature.take(place)) > threshold.take(place))
+        split = every.take(base + node)
+        node = 2 * node + 1 + (exact.take(row + split["feature"]) > split["threshold"])
     leaf = tree * _LEAVES + node - _SPLITS
-    depth = rooms["length"].ravel().take(leaf).mean(axis=1, dtype=float)
+    depth = length.ravel().take(leaf).mean(axis=1, dtype=float)
     return np.asarray(2.0 ** (-depth / mean_path_length(_SAMPLES)))
 
 
-def _complete(trees: list[Any]) -> tuple[NDArray[np.int16], NDArray[np.float32], FloatArray]:
+def _complete(trees: list[Any]) -> tuple[NDArray[np.void], FloatArray]:
     """Lay scikit-learn's trees out as complete ones; a leaf that comes early is led to the left."""
     most = max(tree.node_count for tree in trees)
     left, right, feature = (np.full((len(trees), most), -1) for _ in range(3))
@@ -159,11 +156,14 @@ def _complete(trees: list[Any]) -> tuple[NDArray[np.int16], NDArray[np.float32],
         )
         node = below.reshape(len(trees), -1)
         depth = np.repeat(depth + split, 2, axis=1)
-    return (
-        np.hstack(features).astype(np.int16),
-        _rounded_down(np.hstack(thresholds)),
-        depth + rest[every, node],
-    )
+    splits = _paired(np.hstack(features), _rounded_down(np.hstack(thresholds)))
+    return splits, depth + rest[every, node]
+
+
+def _paired(feature: NDArray[Any], threshold: NDArray[Any]) -> NDArray[np.void]:
+    splits = np.empty(feature.shape, dtype=_SPLIT)
+    splits["feature"], splits["threshold"] = feature, threshold
+    return splits
 
 
 def _rounded_down(threshold: FloatArray) -> NDArray[np.float32]:
@@ -179,9 +179,8 @@ class Grove:
         self._trees = trees
         self._plot_of: NDArray[np.int64] = np.empty(0, dtype=np.int64)
         self._used = 0
-        self._rooms: dict[str, NDArray[Any]] = {
-            name: np.zeros((0, trees, size), dtype=kind) for name, (size, kind) in _ROOMS.items()
-        }
+        self._splits = np.zeros((0, trees, _SPLITS), dtype=_SPLIT)
+        self._length = np.zeros((0, trees, _LEAVES), dtype=np.float32)
 
     def move(self, came_from: NDArray[np.int64]) -> None:
         """Let entity ``i`` be the one that was ``came_from[i]``; one without forest where that is -1."""
@@ -190,8 +189,8 @@ class Grove:
         plots[known] = self._plot_of[came_from[known]]
         growing = np.flatnonzero(plots >= 0)
         if len(growing) < self._used:  # some are gone: the others close up
-            for name, room in self._rooms.items():
-                self._rooms[name] = room[plots[growing]]
+            self._splits = self._splits[plots[growing]]
+            self._length = self._length[plots[growing]]
             plots[growing] = np.arange(len(growing))
             self._used = len(growing)
         self._plot_of = plots
@@ -202,17 +201,14 @@ class Grove:
             self._plot_of[entity] = self._used
             self._used += 1
             self._make_room()
-        for name, room in self._rooms.items():
-            room[self._plot_of[entity]] = getattr(forest, name)
+        plot = self._plot_of[entity]
+        self._splits[plot], self._length[plot] = forest.splits, forest.length
 
     def _make_room(self) -> None:
-        have = len(self._rooms["feature"])
-        if self._used <= have:
-            return
-        for name, room in self._rooms.items():
-            larger = np.zeros((self._used + self._used // 8, *room.shape[1:]), dtype=room.dtype)
-            larger[:have] = room
-            self._rooms[name] = larger
+        if self._used > len(self._length):
+            room = self._used + self._used // 8
+            self._splits = _enlarged(self._splits, room)
+            self._length = _enlarged(self._length, room)
 
     def isolation(
         self, values: FloatArray, starts: NDArray[np.int64], entities: NDArray[np.int64]
@@ -224,12 +220,18 @@ class Grove:
             starts: ``[all entities]`` where each begins.
             entities: those that are scored.
         """
-        return _descend(self._rooms, self._plot_of[entities], starts[entities], values)
+        forests = self._plot_of[entities]
+        return _descend(self._splits, self._length, forests, starts[entities], values)
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Return what has to be kept over a restart."""
-        rooms = {f"tree_{name}": room[: self._used].copy() for name, room in self._rooms.items()}
-        return {**rooms, "tree_of": self._plot_of.copy()}
+        splits = self._splits[: self._used]
+        return {
+            "tree_feature": splits["feature"].astype(np.int16),
+            "tree_threshold": splits["threshold"].copy(),
+            "tree_length": self._length[: self._used].copy(),
+            "tree_of": self._plot_of.copy(),
+        }
 
     def restore(self, state: Mapping[str, NDArray[np.generic]]) -> None:
         """Take up a state; raises ValueError and changes nothing where it does not fit."""
@@ -237,12 +239,18 @@ class Grove:
         if plots is None or plots.shape != self._plot_of.shape:
             raise ValueError("the array 'tree_of' of the state is missing or has another shape")
         used = int(np.max(np.asarray(plots, dtype=np.int64), initial=-1)) + 1
-        for name, (size, _) in _ROOMS.items():
-            room = state.get(f"tree_{name}")
+        sizes = {"tree_feature": _SPLITS, "tree_threshold": _SPLITS, "tree_length": _LEAVES}
+        for name, size in sizes.items():
+            room = state.get(name)
             if room is None or room.shape != (used, self._trees, size):
-                raise ValueError(f"the array 'tree_{name}' of the state is missing or does not fit")
+                raise ValueError(f"the array {name!r} of the state is missing or does not fit")
         self._plot_of = np.array(plots, dtype=np.int64)
         self._used = used
-        self._rooms = {
-            name: np.array(state[f"tree_{name}"], dtype=kind) for name, (_, kind) in _ROOMS.items()
-        }
+        self._splits = _paired(state["tree_feature"], state["tree_threshold"])
+        self._length = np.array(state["tree_length"], dtype=np.float32)
+
+
+def _enlarged(room: NDArray[Any], count: int) -> NDArray[Any]:
+    larger = np.zeros((count, *room.shape[1:]), dtype=room.dtype)
+    larger[: len(room)] = room
+    return larger

@@ -166,8 +166,12 @@ class StreamingTail:
     def _keep_bulk(self, scores: NDArray[np.float32], taken: NDArray[np.bool_]) -> None:
         columns = self._columns
         # The first scores all count; later ones are spread over a block.
-        stride = np.where(columns["bulk_next"] < _BULK, 1.0, columns["target"] / _BULK)
-        chosen = np.flatnonzero(taken & (columns["seen"] % np.floor(stride) == 0))
+        # Blocks are powers of two, and so is the stride: what is left over are its lower bits.
+        stride = np.where(
+            columns["bulk_next"] < _BULK, 1, columns["target"].astype(np.int64) // _BULK
+        )
+        beyond = columns["seen"].astype(np.int64) & (stride - 1)
+        chosen = np.flatnonzero(taken & (beyond == 0))
         self._bulk[columns["bulk_next"][chosen] % _BULK, chosen] = scores[chosen]
         columns["bulk_next"][chosen] += 1
 
