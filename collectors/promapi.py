@@ -306,7 +306,8 @@ class PrometheusClient:
         answer = self._session.answer
         status = answer.status_code
         said = _said(answer)
-        fix = "check the query"
+        too_much = any(words in said for words in _TOO_MUCH)
+        fix = "ask for less, or raise the server's limit" if too_much else "check the query"
         if status in {401, 403}:
             fix = "check the credentials: token, token_file, or username and password"
         elif 300 <= status < 400:
@@ -322,7 +323,7 @@ class PrometheusClient:
             retryable=status == 429 or status >= 500,
             fix=fix,
             status=status,
-            too_much=any(words in said for words in _TOO_MUCH),
+            too_much=too_much,
             retry_after_seconds=retry_after_seconds(
                 answer.headers.get("Retry-After", ""), time.time()
             ),

@@ -243,6 +243,7 @@ def test_a_query_that_is_too_much_is_told_from_one_that_is_wrong(scripted: Scrip
         )
         error = _refused(client)
         assert (error.about_the_query, error.too_much) == (True, too_much)
+        assert ("the server's limit" in error.fix) == too_much
 
 
 @pytest.fixture(scope="module")

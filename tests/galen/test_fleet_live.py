@@ -102,10 +102,9 @@ def _process(
             process.wait(10)
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A Prometheus with the fleet's past and a password; it gives 300 values in an answer."""
-    folder = tmp_path_factory.mktemp("prometheus")
+@contextmanager
+def _prometheus(folder: Path, *options: str) -> Iterator[str]:
+    """Run a Prometheus with the fleet's past and a password."""
     text = folder / "history.txt"
     text.write_text(_history())
     subprocess.run(
@@ -124,11 +123,18 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         f"--storage.tsdb.path={folder / 'tsdb'}",
         "--storage.tsdb.retention.time=50y",
         f"--web.listen-address=127.0.0.1:{port}",
-        "--query.max-samples=300",
+        *options,
     ]
     with _process(command, folder) as process:
         _eventually(lambda: _answers(f"http://127.0.0.1:{port}/-/ready"), process)
         yield f"http://127.0.0.1:{port}"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server that gives 300 values in an answer."""
+    with _prometheus(tmp_path_factory.mktemp("prometheus"), "--query.max-samples=300") as url:
+        yield url
 
 
 def _answers(url: str) -> bool:
@@ -301,3 +307,29 @@ def test_the_command_says_what_is_wrong(server: str, tmp_path: Path) -> None:
         "tcp://127.0.0.1:9",
     )
     assert "no Dask scheduler answers" in told
+
+
+def test_a_backtest_reads_the_server_and_judges_by_labels(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    onset, end = START + (TICKS - 40) * STEP, START + TICKS * STEP
+    faults = [f"{onset},{end},service/s{service}/replica/0" for service in range(0, SERVICES, 2)]
+    (tmp_path / "faults.csv").write_text("\n".join(["start,end,entity", *faults, ""]))
+    with _prometheus(tmp_path_factory.mktemp("prometheus")) as url:
+        _config(tmp_path, url)
+        done = subprocess.run(
+            [
+                sys.executable, "-m", "galen", "backtest", "--source", "prometheus:fleet",
+                "--from", str(START), "--to", str(end), "--step", str(STEP), "--no-seasons",
+                "--labels", "faults.csv", "--json",
+            ],
+            cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False,
+            env=os.environ | SAME_CODE,
+        )  # fmt: skip
+    told = json.loads(done.stdout)
+    assert (done.returncode, told["whole"], told["ticks"]) == (1, True, TICKS), done.stderr
+    galen, at_random, _ = told["qualities"]
+    assert (galen["faults"], galen["detected"]) == (len(faults), len(faults))
+    assert galen["median_delay_seconds"] <= 2 * STEP
+    assert at_random["detected"] < len(faults)
+    assert PASSWORD not in done.stdout + done.stderr
