@@ -95,24 +95,30 @@ def fit_shape(
         own_zone = zone if period % DAY_SECONDS == 0 else UTC
         before = times < split
         trained = _fit_period(times[before], values[before], period, step, own_zone)
+        if trained is None:
+            continue
         ratio = _held_out_ratio(times, values, trained, split, step)
         if ratio < 1.0 - _LEAST_GAIN and (best is None or ratio < best[0]):
-            best = (ratio, _fit_period(times, values, period, step, own_zone))
+            whole = _fit_period(times, values, period, step, own_zone)
+            best = best if whole is None else (ratio, whole)
     return best[1] if best else None
 
 
 def _fit_period(
     times: FloatArray, values: FloatArray, period_seconds: float, step: float, zone: str
-) -> SeasonalShape:
+) -> SeasonalShape | None:
     """Decompose on a regular grid and take the median of the seasonal part at each phase.
 
-    The grid is of wall-clock time: an hour that clocks skip is filled, one that they repeat averaged.
+    None where the values, with all their pauses, do not span two cycles. The grid is of wall-clock time:
+    an hour that clocks skip is filled, one that they repeat averaged.
     """
     phases = int(min(_LARGEST_PERIOD, max(4, round(period_seconds / step))))
     width = period_seconds / phases
-    slot = np.floor(wall_clock(zone).local(times) / width).astype(np.int64)
-    slots = np.arange(slot.min(), slot.max() + 1)
     present = np.isfinite(values)
+    slot = np.floor(wall_clock(zone).local(times) / width).astype(np.int64)
+    if not present.any() or np.ptp(slot) + 1 < 2 * phases:
+        return None
+    slots = np.arange(slot.min(), slot.max() + 1)
     sums = np.bincount(slot[present] - slots[0], values[present], len(slots))
     counts = np.bincount(slot[present] - slots[0], minlength=len(slots))
     filled = counts > 0

@@ -12,6 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 import pandas as pd
+import structlog
 
 from analysis.detection.contract import FloatArray
 from analysis.detection.profiles import SeriesProfiles
@@ -19,6 +20,8 @@ from analysis.detection.seasonal_fit import SeasonalShape, fit_shape
 from analysis.detection.zones import UTC
 from collectors.contract import SeriesKey
 from collectors.store.contract import MINUTE_SECONDS, SeriesInfo, SeriesReader
+
+_log = structlog.get_logger(__name__)
 
 STEP_SECONDS = 300.0
 """Shapes are of days and weeks: medians over five minutes lose nothing and cost little."""
@@ -100,7 +103,13 @@ def fit_medians(
     """
     if len(times) < 2 or not has_season(key):
         return None
-    return fit_shape(times, _profile(key.signal).forward(medians), periods_seconds, zone=zone)
+    positions = _profile(key.signal).forward(medians)
+    try:
+        return fit_shape(times, positions, periods_seconds, zone=zone)
+    # Raised by the libraries that decompose: one series must not cost the others their seasons.
+    except (ValueError, ArithmeticError, np.linalg.LinAlgError):
+        _log.exception("season_not_fitted", entity=key.entity, signal=key.signal, steps=len(times))
+        return None
 
 
 @lru_cache(4096)

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from analysis.detection.seasonal_fit import (
     DAY_SECONDS,
@@ -82,3 +84,40 @@ def test_the_median_of_each_phase_is_that_of_its_values() -> None:
         phase = (first + np.arange(count)) % 12
         expected = [np.median(values[phase == each]) for each in range(12)]
         np.testing.assert_array_equal(_phase_medians(values, first, 12), expected)
+
+
+def test_a_pause_in_what_teaches_leaves_no_two_cycles_and_so_no_shape() -> None:
+    days = (TIMES - TIMES[0]) / DAY_SECONDS
+    # What is held out is the last day; before it there is a day and a half.
+    kept = (days < 1.5) | ((days >= 3.0) & (days < 4.0))
+    assert fit_shape(TIMES[kept], 50 + daily(TIMES[kept])) is None
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    days=st.floats(0.5, 9.0),
+    pauses=st.lists(st.tuples(st.floats(0, 9), st.floats(0, 4)), max_size=4),
+    missing=st.floats(0, 0.9),
+    period_days=st.sampled_from((None, 0.1, 0.37, 0.95, 1.0, 2.2)),
+    seed=st.integers(0, 1000),
+)
+def test_no_history_breaks_a_fit(
+    days: float,
+    pauses: list[tuple[float, float]],
+    missing: float,
+    period_days: float | None,
+    seed: int,
+) -> None:
+    random = np.random.default_rng(seed)
+    times = np.arange(0.0, days * DAY_SECONDS, 900.0)
+    values = np.sin(2 * np.pi * times / ((period_days or 1.0) * DAY_SECONDS)) + random.normal(
+        0, 0.1, len(times)
+    )
+    values[random.random(len(times)) < missing] = np.nan
+    kept = np.ones(len(times), dtype=bool)
+    for start, length in pauses:
+        kept &= (times < start * DAY_SECONDS) | (times >= (start + length) * DAY_SECONDS)
+    periods = () if period_days is None else (period_days * DAY_SECONDS,)
+    if kept.sum() >= 2:
+        shape = fit_shape(times[kept], values[kept], periods)
+        assert shape is None or np.isfinite(shape.over(times)).all()

@@ -9,7 +9,7 @@ import pytest
 
 from analysis.detection import seasonal_history
 from analysis.detection.profiles import SeriesProfiles
-from analysis.detection.seasonal_fit import DAY_SECONDS
+from analysis.detection.seasonal_fit import DAY_SECONDS, fit_shape
 from analysis.detection.seasonal_history import fit_shapes
 from collectors.contract import SeriesKey
 from collectors.store.contract import SeriesInfo
@@ -114,3 +114,22 @@ def test_steps_have_the_median_of_their_minutes() -> None:
     assert key == ("a", "b")
     np.testing.assert_array_equal(times, START + np.array([150.0, 450.0, 1050.0]))
     np.testing.assert_array_equal(medians, [4.0, 7.5, 7.0])
+
+
+def test_a_series_that_cannot_be_fitted_is_named_and_costs_no_other_its_season(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    daily = 30 * np.exp(np.sin(2 * np.pi * TIMES / DAY_SECONDS))
+    other = RATE._replace(entity="service/odd")
+
+    def breaks(times: Any, values: Any, *rest: Any, **more: Any) -> Any:
+        if values[0] < 0:
+            raise ValueError("x must have 2 complete cycles")
+        return fit_shape(times, values, *rest, **more)
+
+    monkeypatch.setattr(seasonal_history, "fit_shape", breaks)
+    reader = Stored({other: -daily, RATE: daily})
+    assert set(fit_shapes(reader, START, TIMES[-1] + 1)) == {RATE}
+    said = capsys.readouterr().out
+    assert "season_not_fitted" in said
+    assert "service/odd" in said
