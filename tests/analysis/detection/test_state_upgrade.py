@@ -21,6 +21,8 @@ from collectors.contract import Sample, SeriesKey
 
 VERSION_1 = Path(__file__).parent / "data" / "state_v1.npz"
 """Written by the code that had version 1, after 300 ticks, with these settings."""
+VERSION_4 = Path(__file__).parent / "data" / "state_v4.npz"
+"""The same of version 4, with a series that the catalogue does not know and memory that grows."""
 SETTINGS = DetectionSettings.model_validate({"forest": {"trees": 5, "rows": 32, "first_rows": 16}})
 LATENCY = SeriesKey("service/llm", "llm_request_latency_seconds")
 USUAL = {
@@ -84,6 +86,27 @@ def test_a_state_of_version_1_goes_on(old: Path, tmp_path: Path) -> None:
     assert (anomaly.signal, anomaly.onset_seconds) == (LATENCY.signal, 1_000_296.0)
     assert anomaly.expected == pytest.approx(0.3, abs=0.02)
     assert all(state.warmed_up for state in found.states.values() if state.expected is not None)
+
+
+def test_a_state_of_version_4_goes_on(tmp_path: Path) -> None:
+    restored, history = pipeline()
+    with capture_logs() as logs:
+        assert restored.load(VERSION_4)
+    assert complaints(logs) == {}
+    again = tmp_path / "again.npz"
+    restored.save(again)
+    with np.load(VERSION_4) as before, np.load(again) as after:
+        for name in set(before.files) - {"version"}:
+            np.testing.assert_array_equal(after[name], before[name], err_msg=name)
+
+    samples = [Sample(LAST_SECONDS + 1, *key, value) for key, value in USUAL.items()]
+    samples[0] = Sample(LAST_SECONDS + 1, *LATENCY, 2.0)
+    samples[2] = samples[2]._replace(value=4e8 + 300 * 3e6)
+    found = restored.tick(LAST_SECONDS + 1, history.append(LAST_SECONDS + 1, samples))
+    assert {anomaly.signal: anomaly.onset_seconds for anomaly in found.anomalies} == {
+        LATENCY.signal: 1_000_296.0,
+        "engine_resident_memory_bytes": 1_000_261.0,
+    }
 
 
 def test_the_present_version_is_taken_up_whole(old: Path) -> None:
