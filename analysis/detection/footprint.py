@@ -43,8 +43,9 @@ def _parts(item: Any) -> Iterable[object]:
     if isinstance(item, Mapping):
         item = list(item.values())
     if isinstance(item, _CONTAINERS):
-        # Names and numbers of series are many and hold no array.
-        return [] if item and isinstance(next(iter(item)), _PLAIN) else item
+        # Names and numbers of series are many and hold no array; only a tuple has parts of many kinds.
+        alike = not isinstance(item, tuple)
+        return [] if alike and item and isinstance(next(iter(item)), _PLAIN) else item
     if not type(item).__module__.startswith(_OWN):
         return ()
     slots = [getattr(item, name, None) for name in getattr(type(item), "__slots__", ())]

@@ -18,6 +18,8 @@ def test_each_array_counts_once_with_its_room() -> None:
     assert array_bytes(columns) == 64 * 8 + 64
     assert array_bytes(columns, columns["a"], {"x": columns["a"][:2]}) == 64 * 8 + 64
     assert array_bytes([np.zeros((3, 4), dtype=np.float32)], "text", None) == 48
+    # As of a fit that waits: a tick, its rows and what will be.
+    assert array_bytes({7: (130, np.zeros(6), None)}) == 48
 
 
 def test_the_pipeline_says_what_it_holds_and_it_is_bounded_by_its_series() -> None:
