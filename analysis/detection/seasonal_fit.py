@@ -87,21 +87,19 @@ def fit_shape(
         *found_periods(times, values, step),
     ]
     # What is found is mostly a day; no period is fitted twice.
-    best: tuple[float, SeasonalShape] | None = None
+    best: tuple[float, float] | None = None
     for period in dict.fromkeys(candidates):
         if span < _CYCLES * period or period < 4 * step:
             continue
         split = times[-1] - period
-        own_zone = zone if period % DAY_SECONDS == 0 else UTC
         before = times < split
-        trained = _fit_period(times[before], values[before], period, step, own_zone)
+        trained = _fit_period(times[before], values[before], period, step, zone)
         if trained is None:
             continue
         ratio = _held_out_ratio(times, values, trained, split, step)
         if ratio < 1.0 - _LEAST_GAIN and (best is None or ratio < best[0]):
-            whole = _fit_period(times, values, period, step, own_zone)
-            best = best if whole is None else (ratio, whole)
-    return best[1] if best else None
+            best = (ratio, period)
+    return _fit_period(times, values, best[1], step, zone) if best else None
 
 
 def _fit_period(
@@ -109,9 +107,10 @@ def _fit_period(
 ) -> SeasonalShape | None:
     """Decompose on a regular grid and take the median of the seasonal part at each phase.
 
-    None where the values, with all their pauses, do not span two cycles. The grid is of wall-clock time:
-    an hour that clocks skip is filled, one that they repeat averaged.
+    None where the values, with all their pauses, do not span two cycles. The grid of whole days is of
+    wall-clock time: an hour that clocks skip is filled, one that they repeat averaged.
     """
+    zone = zone if period_seconds % DAY_SECONDS == 0 else UTC
     phases = int(min(_LARGEST_PERIOD, max(4, round(period_seconds / step))))
     width = period_seconds / phases
     present = np.isfinite(values)

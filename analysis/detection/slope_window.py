@@ -129,12 +129,12 @@ class SlopeWindow:
         Cheap conditions come first: few series pass them.
         """
         chosen, share = self._rising()
-        steps = np.diff(self._ordered(self._values, chosen), axis=0)
+        values = self._ordered(self._values, chosen)
+        steps = np.diff(values, axis=0)
         # A median is at least so much only where half of the steps are, and those are sooner counted.
-        many = np.add.reduce(steps >= share, axis=0, dtype=np.int64) >= (len(steps) + 1) // 2
-        chosen, steps, share = chosen[many], steps[:, many], share[many]
-        chosen = chosen[np.median(steps, axis=0) >= share] if chosen.size else chosen
-        return self._slopes(chosen)
+        even = np.flatnonzero(np.count_nonzero(steps >= share, axis=0) >= (len(steps) + 1) // 2)
+        even = even[np.median(steps[:, even], axis=0) >= share[even]]
+        return self._slopes(chosen[even], values[:, even])
 
     def _rising(self) -> tuple[NDArray[np.intp], FloatArray]:
         """Return what grew over a full window and still does, and the least median step of each."""
@@ -155,10 +155,11 @@ class SlopeWindow:
         rows = (self._head[chosen] + np.arange(self._points)[:, None]) % self._points
         return np.asarray(array[rows, chosen])
 
-    def _slopes(self, chosen: NDArray[np.intp]) -> tuple[NDArray[np.intp], Slopes]:
-        """Return which of the chosen are monotonous, and their slopes."""
+    def _slopes(
+        self, chosen: NDArray[np.intp], values: FloatArray
+    ) -> tuple[NDArray[np.intp], Slopes]:
+        """Return which of the chosen, whose values are given, are monotonous, and their slopes."""
         first, second = self._pairs
-        values = self._ordered(self._values, chosen)
         rise = values[second] - values[first]
         tau = (np.count_nonzero(rise > 0, axis=0) - np.count_nonzero(rise < 0, axis=0)) / len(first)
         # Few are: only their slopes are worth sorting.
